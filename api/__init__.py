@@ -1,0 +1,1 @@
+"""The ways in: shell and REST. They translate; they never decide."""

@@ -1,0 +1,64 @@
+"""The shell's way in: one lazily loaded command a verb, one place where errors become exits."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import click
+
+from api.problems import exit_status
+from hwprofiles.errors import MoesaicError
+
+VERBS: dict[str, tuple[str, str]] = {
+    "models": ("api.commands.models", "What is known of a model: parameters, memory, structure."),
+}
+"""Verb: module that holds its `command`, one line of help."""
+
+
+class Verbs(click.Group):
+    """A group that imports a verb's module only when that verb runs."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        """Name the verbs in the order of `VERBS`."""
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """Import one verb."""
+        if cmd_name not in VERBS:
+            return None
+        command: click.Command = importlib.import_module(VERBS[cmd_name][0]).command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        """List verbs without importing any."""
+        with formatter.section("Verbs"):
+            formatter.write_dl([(verb, text) for verb, (_, text) in VERBS.items()])
+
+
+@click.command(cls=Verbs)
+@click.version_option(package_name="moesaic", prog_name="moesaic")
+def group() -> None:
+    r"""Plan Mixture-of-Experts models on the machines you have, each number sourced and bounded.
+
+    \b
+    Exit status: 0 done, 1 our fault, 2 invalid question, 3 no feasible answer,
+    4 outside the evidence.
+    """
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; every `MoesaicError` ends as one line on standard error."""
+    try:
+        group.main(args=arguments, prog_name="moesaic", standalone_mode=False)
+    except MoesaicError as error:
+        click.echo(f"moesaic: {error.kind}: {error}", err=True)
+        sys.exit(exit_status(error))
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("moesaic: stopped", err=True)
+        sys.exit(1)
+    except BrokenPipeError:
+        sys.exit(0)

@@ -1,0 +1,90 @@
+"""What every verb prints: table, json, yaml or jsonl, to the terminal or a whole file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from hwprofiles.errors import MoesaicError
+from hwprofiles.files import dump, write_text
+
+FORMS = ("table", "json", "yaml", "jsonl")
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where and in which form an answer goes."""
+
+    form: str
+    path: Path | None
+    quiet: bool
+
+    def show(self, data: object, table: Callable[[], str]) -> None:
+        """Write `data`, or the text that `table` makes when the form is `table`."""
+        self.write(table() if self.form == "table" else dump(data, self.form))
+
+    def write(self, text: str) -> None:
+        """Write text to the chosen place."""
+        if self.path is None:
+            click.echo(text, nl=not text.endswith("\n"))
+        else:
+            write_text(self.path, text)
+            self.note(f"wrote {self.path}")
+
+    def note(self, text: str) -> None:
+        """Say something beside the answer, on standard error, unless `--quiet`."""
+        if not self.quiet:
+            click.echo(text, err=True)
+
+
+def output_options(command: Command) -> Command:
+    """Add `-o`, `--out`, `--set`, `--quiet`, shared by every verb that answers with a document.
+
+    The command receives `form`, `out`, `overrides` and `quiet`.
+    """
+    options = (
+        click.option("-o", "form", type=click.Choice(FORMS), default="table", show_default=True,
+                     help="How the answer is written."),
+        click.option("--out", type=click.Path(dir_okay=False, path_type=Path),
+                     help="Write the answer to this file, whole or not at all."),
+        click.option("--set", "overrides", multiple=True, metavar="PATH=VALUE",
+                     help="Change a field of the document: --set workload.isl=4096"),
+        click.option("--quiet", is_flag=True, help="No notes and no progress bar."),
+    )  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def text_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Lay out a plain table; numbers (first row decides) stand to the right.
+
+    >>> print(text_table(["name", "GiB"], [["h100", "80"], ["b200", "180"]]))
+    name  GiB
+    ----  ---
+    h100   80
+    b200  180
+    """
+    table = [list(headers), *(list(row) for row in rows)]
+    widths = [max(len(row[i]) for row in table) for i in range(len(headers))]
+    right = [bool(rows) and rows[0][i][:1].isdigit() for i in range(len(headers))]
+    table.insert(1, ["-" * width for width in widths])
+    lines = [
+        "  ".join(
+            cell.rjust(width) if flush else cell.ljust(width)
+            for cell, width, flush in zip(row, widths, right, strict=True)
+        ).rstrip()
+        for row in table
+    ]
+    return "\n".join(lines)
+
+
+def require(condition: object, message: str, path: str = "") -> None:
+    """Raise `invalid` with a sentence unless the condition holds."""
+    if not condition:
+        raise MoesaicError("invalid", message, path)

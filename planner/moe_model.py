@@ -1,0 +1,215 @@
+"""A transformer with experts as data: what each layer holds, and in which order it is stacked.
+
+Sizes are integers; a layer is an attention part and a feed-forward part, either of which may be
+absent (Mamba and Nemotron-H stacks). `planner/parameters.py` counts what these documents describe.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from hwprofiles.document import Document
+
+Size = Annotated[int, Field(ge=1, le=10_000_000)]
+Count = Annotated[int, Field(ge=0, le=1_000_000)]
+
+
+class GqaAttention(Document):
+    """Multi-head or grouped-query attention (multi-head: `kv_heads == heads`)."""
+
+    kind: Literal["gqa"] = "gqa"
+    heads: Size
+    kv_heads: Size
+    head_dim: Size
+    v_head_dim: Size | None = None
+    """Width of a value head where it differs from `head_dim`."""
+    window_tokens: Size | None = None
+    """Tokens a query sees; none: all."""
+    qkv_bias: bool = False
+    output_bias: bool = False
+    qk_norm: bool = False
+    output_gate: bool = False
+    """One more matrix hidden x heads·head_dim that gates the output (Qwen3-Next)."""
+
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        if self.heads % self.kv_heads:
+            raise ValueError(f"kv_heads {self.kv_heads} must divide heads {self.heads}")
+        return self
+
+    @property
+    def value_dim(self) -> int:
+        """Width of one value head."""
+        return self.v_head_dim or self.head_dim
+
+
+class MlaAttention(Document):
+    """Multi-head latent attention (DeepSeek-V2, eq. 9-19): one shared latent is cached."""
+
+    kind: Literal["mla"] = "mla"
+    heads: Size
+    q_lora_rank: Size | None
+    kv_lora_rank: Size
+    qk_nope_head_dim: Size
+    qk_rope_head_dim: Size
+    v_head_dim: Size
+    index_topk: Size | None = None
+    """Sparse attention: tokens kept for each query (DeepSeek-V3.2's indexer)."""
+    index_heads: Size | None = None
+    index_head_dim: Size | None = None
+
+    @property
+    def qk_head_dim(self) -> int:
+        """Width of one query head: the part without and the part with rotary position."""
+        return self.qk_nope_head_dim + self.qk_rope_head_dim
+
+
+Attention = Annotated[GqaAttention | MlaAttention, Field(discriminator="kind")]
+
+
+class DenseFfn(Document):
+    """One feed-forward block that every token passes."""
+
+    kind: Literal["dense"] = "dense"
+    width: Size
+    matrices: Literal[2, 3] = 3
+    """3 with a gate (SwiGLU), 2 without."""
+    bias: bool = False
+
+
+class MoeFfn(Document):
+    """Routed experts with a router, and shared experts beside them.
+
+    The exchange runs in CDAC order (communicate, descend, ascend, communicate: hidden-wide tokens
+    travel) unless `latent` is set; then in DCCA order (descend, communicate, communicate, ascend: a
+    shared projection narrows the token to `latent` before dispatch and widens it after combine;
+    BigMac, arXiv:2502.16927, Table 3; Nemotron's latent experts are the same shape).
+    """
+
+    kind: Literal["moe"] = "moe"
+    experts: Size
+    top_k: Size
+    width: Size
+    """Inner width of one routed expert."""
+    matrices: Literal[2, 3] = 3
+    latent: Size | None = None
+    """Width of the tokens that experts read and write; none: the hidden width."""
+    shared_experts: Count = 0
+    shared_width: Count = 0
+    """Inner width of all shared experts together."""
+    shared_gate: bool = False
+    """A hidden x 1 gate on the shared output (Qwen2-MoE)."""
+    router: Literal["top_k", "group_limited", "grouped"] = "top_k"
+    """`group_limited`: best `top_groups` of `groups`, then top-k among them (DeepSeek-V3);
+    `grouped`: top_k / groups experts in each group (MoGE, arXiv:2505.21411)."""
+    groups: Size = 1
+    top_groups: Size = 1
+    router_bias: bool = False
+    expert_bias: bool = False
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.top_k > self.experts:
+            raise ValueError(f"top_k {self.top_k} is more than experts {self.experts}")
+        if self.experts % self.groups:
+            raise ValueError(f"groups {self.groups} must divide experts {self.experts}")
+        if self.top_groups > self.groups:
+            raise ValueError(f"top_groups {self.top_groups} is more than groups {self.groups}")
+        if self.router == "grouped" and self.top_k % self.groups:
+            raise ValueError(f"groups {self.groups} must divide top_k {self.top_k} in MoGE")
+        if bool(self.shared_experts) != bool(self.shared_width):
+            raise ValueError("shared_experts and shared_width must both be zero or neither")
+        return self
+
+    @property
+    def order(self) -> Literal["cdac", "dcca"]:
+        """The order of exchange and projection."""
+        return "cdac" if self.latent is None else "dcca"
+
+
+Ffn = Annotated[DenseFfn | MoeFfn, Field(discriminator="kind")]
+
+
+class LayerKind(Document):
+    """What one layer holds; absent parts are null."""
+
+    attention: Attention | None
+    ffn: Ffn | None
+    norms: Count = 2
+    """Hidden-wide normalisation vectors."""
+
+
+class LayerRun(Document):
+    """`count` layers of one kind, one after the other."""
+
+    kind: str
+    count: Size
+
+
+class WeightFormats(Document):
+    """Numeric format of stored weights by bucket; names are keys of `hwprofiles.kernels.DTYPES`."""
+
+    routed: str = "bf16"
+    shared: str = "bf16"
+    dense: str = "bf16"
+    attention: str = "bf16"
+    embedding: str = "bf16"
+
+
+class MoeModel(Document):
+    """One model, as far as planning needs it."""
+
+    schema_version: Literal[1] = 1
+    name: Annotated[str, Field(min_length=1, max_length=200)]
+    family: str
+    """`model_type` of the config it was read from."""
+    hidden: Size
+    vocab: Size
+    tied_embeddings: bool = False
+    kinds: Annotated[dict[str, LayerKind], Field(min_length=1)]
+    layers: Annotated[tuple[LayerRun, ...], Field(min_length=1)]
+    mtp_layers: Count = 0
+    """Multi-token-prediction modules, each a layer of `mtp_kind` and a 2·hidden x hidden matrix;
+    they are stored beside the model and not counted in its size."""
+    mtp_kind: str | None = None
+    weights: WeightFormats = WeightFormats()
+    max_context_tokens: Size | None = None
+    sources: tuple[str, ...] = ()
+    assumptions: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _kinds_known(self) -> Self:
+        named = {run.kind for run in self.layers} | ({self.mtp_kind} if self.mtp_kind else set())
+        missing = named - set(self.kinds)
+        if missing:
+            raise ValueError(f"layers name kinds {sorted(missing)} that `kinds` does not hold")
+        if self.mtp_layers and self.mtp_kind is None:
+            raise ValueError("mtp_layers needs mtp_kind")
+        return self
+
+    @property
+    def layer_count(self) -> int:
+        """All layers, MTP modules excluded."""
+        return sum(run.count for run in self.layers)
+
+    def kind_counts(self) -> Counter[str]:
+        """How many layers of each kind."""
+        counts: Counter[str] = Counter()
+        for run in self.layers:
+            counts[run.kind] += run.count
+        return counts
+
+    @property
+    def moe_layers(self) -> tuple[int, ...]:
+        """Indices of the layers with routed experts."""
+        order = [run.kind for run in self.layers for _ in range(run.count)]
+        return tuple(i for i, kind in enumerate(order) if isinstance(self.kinds[kind].ffn, MoeFfn))
+
+    @property
+    def moe(self) -> MoeFfn | None:
+        """The expert block, where all MoE layers share one; none for a dense model."""
+        found = [kind.ffn for kind in self.kinds.values() if isinstance(kind.ffn, MoeFfn)]
+        return found[0] if found else None

@@ -1,0 +1,1 @@
+"""Which to choose."""

@@ -1,0 +1,1 @@
+"""Is it true in motion: the SimPy half."""

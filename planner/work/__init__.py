@@ -1,0 +1,1 @@
+"""How much each candidate must do. No seconds in this folder."""
