@@ -1,0 +1,77 @@
+"""The share of a peak that a kernel family reaches, as low, typical and high, with its source."""
+
+from __future__ import annotations
+
+import datetime
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from hwprofiles.document import Document, parse_as
+from hwprofiles.errors import unknown_name
+from hwprofiles.files import read_document
+from hwprofiles.kernels import KERNELS
+from hwprofiles.sourced import Certainty
+from hwprofiles.units import Ratio, Seconds
+
+FOLDER = Path(__file__).parent / "curves"
+
+
+class Band(Document):
+    """A ratio as its 10th, 50th and 90th percentile; `low` is the slow side."""
+
+    low: Ratio
+    typical: Ratio
+    high: Ratio
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if not 0 < self.low <= self.typical <= self.high:
+            raise ValueError(f"needs 0 < low <= typical <= high, not {self.model_dump()}")
+        return self
+
+
+class EfficiencyCurve(Document):
+    """Achieved shares of one kernel family; a ratio over 1 is never reached by a real kernel."""
+
+    compute: Band
+    memory: Band
+    link: Band | None = None
+    """Share of the link tier's bandwidth, for collectives and exchanges."""
+    fixed_s: Seconds
+    """Launch or call cost of one kernel, at the typical value."""
+    half_rows: Annotated[float, Field(ge=0)] = 0.0  # unit: rows of the left operand
+    """Rows (tokens) at which arithmetic reaches half its ceiling."""
+
+
+class Curves(Document):
+    """The curves of one kind of machine."""
+
+    schema_version: Literal[1] = 1
+    name: str
+    source: Annotated[str, Field(min_length=8)]
+    date: datetime.date
+    certainty: Certainty
+    families: dict[str, EfficiencyCurve]
+
+    @model_validator(mode="after")
+    def _families_known(self) -> Self:
+        unknown = set(self.families) - set(KERNELS)
+        if unknown:
+            raise ValueError(f"no kernel families {sorted(unknown)}")
+        return self
+
+
+@cache
+def load_curves(name: str) -> Curves:
+    """Load a set of curves by name.
+
+    Raises:
+        MoesaicError: `unknown_name`, with the nearest known names.
+    """
+    path = FOLDER / f"{name}.yaml"
+    if not path.exists():
+        raise unknown_name("curve set", name, (p.stem for p in FOLDER.glob("*.yaml")))
+    return parse_as(Curves, read_document(path), what=f"curves/{name}.yaml")
