@@ -17,7 +17,9 @@ class LinkTier(Document):
     """One level of the network: it joins `spans_devices` devices into one domain."""
 
     name: str
-    kind: Literal["die", "nvlink", "hccs", "ub", "pcie", "infiniband", "roce", "ethernet", "none"]
+    kind: Literal[
+        "die", "nvlink", "hccs", "ub", "pcie", "infiniband", "roce", "ethernet", "upi", "none"
+    ]
     spans_devices: Annotated[int, Field(ge=1)]
     bandwidth_bytes_per_s: Sourced[BytesPerS]
     """Per device and direction."""

@@ -41,6 +41,15 @@ class Device(Document):
     """Fastest first; the first tier is where weights and KV cache live."""
     power_w: Sourced[Watts] | None = None
     clock_hz: Sourced[Hertz] | None = None
+    host_link_bytes_per_s: Sourced[BytesPerS] | None = None
+    """Between this device's memory and the host's, one direction."""
+    cores_count: Sourced[int] | None = None
+    numa_nodes_count: Sourced[int] | None = None
+    """Memory domains of one device; each holds an equal part of the first tier."""
+    numa_link_bytes_per_s: Sourced[BytesPerS] | None = None
+    """Between the sockets of one server, one direction."""
+    macs_per_cycle_count: Sourced[int] | None = None
+    """Multiply-accumulates a cycle of an FPGA kernel; twice this times the clock is its peak."""
     curves: Name
     """Name of the efficiency curves in `curves/` used where no fitted profile exists."""
 

@@ -100,6 +100,7 @@ DTYPES: dict[str, Dtype] = {
     "fp8": Dtype(1, 1, "fp8"),
     "fp8_block": Dtype(1 + _BLOCK_128_SCALE, 1 + _TOKEN_128_SCALE, "fp8"),
     "int8": Dtype(1, 1, "int8"),
+    "w16a32": Dtype(2, 4, "int16"),
     "w8a16": Dtype(1, 2, "bf16"),
     "w4a16": Dtype(0.5 + _GROUP_128_SCALE, 2, "bf16"),
     "w4a8": Dtype(0.5 + _GROUP_128_SCALE, 1, "int8"),
