@@ -12,6 +12,7 @@ from hwprofiles.errors import MoesaicError
 
 VERBS: dict[str, tuple[str, str]] = {
     "models": ("api.commands.models", "What is known of a model: parameters, memory, structure."),
+    "hardware": ("api.commands.hardware", "What is known of devices and clusters, with sources."),
 }
 """Verb: module that holds its `command`, one line of help."""
 

@@ -35,6 +35,6 @@ def unknown_name(what: str, name: str, known: Iterable[str], path: str = "") -> 
     "no device 'h100'; did you mean h100-sxm? known: h100-sxm, zcu102"
     """
     names = sorted(known)
-    near = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.4)
+    near = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.5)
     hint = f"; did you mean {', '.join(near)}?" if near else ";"
     return MoesaicError("unknown_name", f"no {what} {name!r}{hint} known: {', '.join(names)}", path)

@@ -23,16 +23,15 @@ _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class _StrictLoader(_Loader):  # type: ignore[misc] # the C loader has no stub of its own
-    """YAML's safe subset without duplicate keys and without aliases."""
-
-    def fetch_alias(self) -> None:
-        raise MoesaicError("invalid", "YAML aliases are not accepted; write the value out")
+    """YAML's safe subset without duplicate keys."""
 
 
 def _mapping(loader: Any, node: yaml.MappingNode) -> dict[Any, Any]:  # noqa: ANN401
     seen: set[Any] = set()
     for key_node, _ in node.value:
         key = loader.construct_object(key_node, deep=True)
+        if not isinstance(key_node, yaml.ScalarNode):
+            raise MoesaicError("invalid", "a key must be a plain word, not a list or mapping")
         if key in seen:
             line = key_node.start_mark.line + 1
             raise MoesaicError("invalid", f"key {key!r} stands twice, again on line {line}")
@@ -71,7 +70,7 @@ def read_text(path: Path) -> str:
 def parse_text(text: str, name: str, *, as_json: bool) -> Any:  # noqa: ANN401 - plain data
     """Parse YAML or JSON text; `name` is what errors call it."""
     try:
-        data = _load_json(text) if as_json else yaml.load(text, _StrictLoader)  # noqa: S506 - a safe loader
+        data = _load_json(text) if as_json else _load_yaml(text)
     except MoesaicError as error:
         raise MoesaicError(error.kind, f"{name}: {error.message}", error.path) from error
     except RecursionError as error:
@@ -80,6 +79,13 @@ def parse_text(text: str, name: str, *, as_json: bool) -> Any:  # noqa: ANN401 -
         raise MoesaicError("invalid", f"{name}: {' '.join(str(error).split())}") from error
     _check(data, name)
     return data
+
+
+def _load_yaml(text: str) -> Any:  # noqa: ANN401 - plain data
+    """Load YAML without aliases: a short text with nested ones can stand for terabytes."""
+    if "*" in text and any(isinstance(e, yaml.AliasEvent) for e in yaml.parse(text, _Loader)):
+        raise MoesaicError("invalid", "YAML aliases are not accepted; write the value out")
+    return yaml.load(text, _StrictLoader)  # noqa: S506 - a safe loader
 
 
 def _load_json(text: str) -> Any:  # noqa: ANN401 - plain data
@@ -108,18 +114,26 @@ def _integer(digits: str) -> int:
 
 
 def _check(data: object, name: str) -> None:
-    """Walk without recursion: depth and finiteness."""
+    """Walk without recursion: depth, finiteness and absurd integers."""
     stack: list[tuple[object, int]] = [(data, 0)]
     while stack:
         node, depth = stack.pop()
         if depth > MAX_DEPTH:
             raise MoesaicError("invalid", f"{name}: nested deeper than {MAX_DEPTH} levels")
-        if isinstance(node, float) and not math.isfinite(node):
-            raise MoesaicError("invalid", f"{name}: {node} is no finite number")
+        _check_number(node, name)
         if isinstance(node, dict):
             stack.extend((child, depth + 1) for child in node.values())
         elif isinstance(node, list):
             stack.extend((child, depth + 1) for child in node)
+
+
+def _check_number(node: object, name: str) -> None:
+    if isinstance(node, float) and not math.isfinite(node):
+        raise MoesaicError("invalid", f"{name}: {node} is no finite number")
+    if isinstance(node, int) and abs(node) >= 10**MAX_DIGITS:
+        raise MoesaicError(
+            "invalid", f"{name}: an integer of more than {MAX_DIGITS} digits is out of range"
+        )
 
 
 def apply_overrides(data: dict[str, Any], overrides: tuple[str, ...]) -> dict[str, Any]:

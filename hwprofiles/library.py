@@ -70,6 +70,21 @@ def load_cluster(name: str) -> Cluster:
     return parse_as(Cluster, {**data, "device": load_device(data["device"])}, what="cluster")
 
 
+def load_hardware(name: str) -> Device | Cluster:
+    """Load a device or a cluster by name, or a device by alias.
+
+    Raises:
+        MoesaicError: `unknown_name`, with the nearest names of both kinds.
+    """
+    wanted = canonical(name)
+    if wanted in names("clusters"):
+        return load_cluster(name)
+    if wanted in names("devices") or wanted in _aliases():
+        return load_device(name)
+    known = {*names("devices"), *names("clusters")}
+    raise unknown_name("device or cluster", name, known)
+
+
 def resolve_cluster(data: object) -> Cluster:
     """Take a name, an inline cluster, or `{base: NAME, nodes: N, devices_per_node: M, device: D}`.
 

@@ -235,9 +235,9 @@ class _Group:
     ranks: Array
     nodes: Array
     near_bytes_per_s: Array
-    far_bytes_per_s: float
+    far_bytes_per_s: Array
     near_latency_s: Array
-    far_latency_s: float
+    far_latency_s: Array
 
     @property
     def ranks_per_node(self) -> Array:
@@ -258,13 +258,14 @@ def _group(rows: Rows, cluster: Cluster) -> _Group:
     nodes = np.where(np.isnan(nodes), np.ceil(ranks / width), nodes)
     inside = np.maximum(ranks / nodes, 1).astype(int)
     tiers = {n: cluster.tier_for(int(n)) for n in np.unique(inside)} if cluster.tiers else {}
-    far = cluster.tiers[-1] if cluster.tiers else None
+    joined = np.minimum(nodes * width, cluster.device_count).astype(int)
+    far = {n: cluster.tier_for(int(n)) for n in np.unique(joined)} if cluster.tiers else {}
     return _Group(
         ranks, nodes,
         np.array([tiers[n].bandwidth_bytes_per_s.value if tiers else np.inf for n in inside]),
-        far.bandwidth_bytes_per_s.value if far else np.inf,
+        np.array([far[n].bandwidth_bytes_per_s.value if far else np.inf for n in joined]),
         np.array([tiers[n].latency_s.value if tiers else 0.0 for n in inside]),
-        far.latency_s.value if far else 0.0,
+        np.array([far[n].latency_s.value if far else 0.0 for n in joined]),
     )  # fmt: skip
 
 

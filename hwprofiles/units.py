@@ -15,8 +15,9 @@ from pydantic import BeforeValidator, Field
 
 _PREFIX = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
 _BINARY = {"Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40}
-_SMALL = {"m": 1e-3, "u": 1e-6, "µ": 1e-6, "n": 1e-9}
+_SMALL = {"m": 1e-3, "u": 1e-6, "µ": 1e-6, "μ": 1e-6, "n": 1e-9}
 _BITS_PER_BYTE = 8
+_LARGEST = 1e300
 
 
 def _byte_units() -> dict[str, float]:
@@ -82,7 +83,7 @@ def parse_quantity(value: object, dimension: str) -> float:
 
 def _split(value: float | str, dimension: str) -> tuple[float, str | None]:
     if not isinstance(value, str):
-        return float(value), None
+        return (float(value) if abs(value) < _LARGEST else math.inf), None
     match = _QUANTITY.fullmatch(value)
     if match is None:
         raise ValueError(f"{value!r} is no quantity in {dimension}; write it like '80 GiB'")
@@ -94,6 +95,39 @@ def _reader(dimension: str) -> Callable[[object], float]:
         return parse_quantity(value, dimension)
 
     return read
+
+
+_GIB = 2.0**30
+_SHOWN = {
+    "bytes": "B",
+    "bytes per second": "B/s",
+    "FLOP/s": "FLOP/s",
+    "seconds": "s",
+    "watts": "W",
+    "hertz": "Hz",
+    "joules": "J",
+}
+_SHOWN_PREFIX = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
+_SHOWN_SMALL = ((1e-3, "m"), (1e-6, "u"), (1e-9, "n"))
+
+
+def format_quantity(value: float, dimension: str) -> str:
+    """Write an SI number so that people, and `parse_quantity`, can read it.
+
+    >>> format_quantity(3.35e12, "bytes per second")
+    '3.35 TB/s'
+    >>> format_quantity(2.7e-6, "seconds")
+    '2.7 us'
+    """
+    if dimension == "bytes" and value >= _GIB and value % _GIB == 0 and value % 1e9:
+        return f"{value / _GIB:.6g} GiB"
+    known = UNITS[dimension]
+    steps = (*_SHOWN_PREFIX, *_SHOWN_SMALL)
+    usable = [(scale, p) for scale, p in steps if f"{p}{_SHOWN[dimension]}" in known]
+    fitting = [(scale, p) for scale, p in usable if value >= scale]
+    base = next(item for item in usable if item[0] == 1.0)
+    scale, prefix = fitting[0] if fitting else (usable[-1] if value else base)
+    return f"{value / scale:.4g} {prefix}{_SHOWN[dimension]}"
 
 
 Bytes = Annotated[float, BeforeValidator(_reader("bytes"))]

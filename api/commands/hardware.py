@@ -1,0 +1,209 @@
+"""The verb that shows what is known of devices and clusters, number by number with its source."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from api.output import Output, output_options, text_table
+from hwprofiles.cluster import Cluster
+from hwprofiles.device import Device
+from hwprofiles.document import Document, parse_as
+from hwprofiles.errors import MoesaicError
+from hwprofiles.files import apply_overrides, read_document
+from hwprofiles.library import load_cluster, load_device, load_hardware, names
+from hwprofiles.sourced import Sourced
+from hwprofiles.units import format_quantity
+
+SUFFIXES = {
+    "_bytes_per_s": "bytes per second",
+    "_flop_per_s": "FLOP/s",
+    "_bytes": "bytes",
+    "_hz": "hertz",
+    "_s": "seconds",
+    "_w": "watts",
+}
+"""Unit suffix of a field: the dimension it is shown in; longest first."""
+
+
+@click.group()
+def command() -> None:
+    r"""Show known devices and clusters; each number carries its source, date and certainty.
+
+    \b
+    moesaic hardware list
+    moesaic hardware show h100-sxm
+    moesaic hardware show cloudmatrix384 -o json
+    """
+
+
+@command.command("list")
+@output_options
+def list_command(*, form: str, out: Path | None, overrides: tuple[str, ...], quiet: bool) -> None:
+    r"""Name every device and cluster.
+
+    \b
+    moesaic hardware list -o json
+    """
+    if overrides:
+        raise MoesaicError("invalid", "a list has no fields to set; --set works with `show`")
+    data = overview()
+    Output(form, out, quiet).show(data, lambda: _overview_table(data))
+
+
+@command.command("show")
+@click.argument("name")
+@output_options
+def show_command(
+    name: str, *, form: str, out: Path | None, overrides: tuple[str, ...], quiet: bool
+) -> None:
+    r"""Show one device or cluster: a name, an alias, or a YAML or JSON file of your own.
+
+    \b
+    moesaic hardware show "H100 SXM 80GB"
+    moesaic hardware show gb200-nvl72 -o yaml
+    """
+    document = resolve_hardware(name, overrides)
+    data = document.model_dump(mode="json", exclude_none=True)
+    Output(form, out, quiet).show(data, lambda: facts_table(document))
+
+
+def overview() -> dict[str, list[dict[str, Any]]]:
+    """Every device and cluster in a few fields each, as plain data."""
+    devices = [load_device(name) for name in names("devices")]
+    clusters = [load_cluster(name) for name in names("clusters")]
+    return {
+        "devices": [
+            {
+                "name": device.name,
+                "title": device.title,
+                "kind": device.kind,
+                "unit": device.unit,
+                "capacity_bytes": device.capacity_bytes,
+                "bandwidth_bytes_per_s": device.bandwidth_bytes_per_s,
+                "peak_flop_per_s": {k: v.value for k, v in device.peak_flop_per_s.items()},
+                "aliases": list(device.aliases),
+            }
+            for device in devices
+        ],
+        "clusters": [
+            {
+                "name": cluster.name,
+                "title": cluster.title,
+                "device": cluster.device.name,
+                "nodes": cluster.nodes,
+                "devices_per_node": cluster.devices_per_node,
+                "tiers": [tier.name for tier in cluster.tiers],
+            }
+            for cluster in clusters
+        ],
+    }
+
+
+def resolve_hardware(name: str, overrides: tuple[str, ...] = ()) -> Device | Cluster:
+    """Load hardware by name or from a file, with `--set` applied.
+
+    Raises:
+        MoesaicError: `unknown_name` with the nearest names, `invalid` for a bad file or field.
+    """
+    path = Path(name)
+    if path.suffix in {".yaml", ".yml", ".json"}:
+        return _parsed(read_document(path), overrides)
+    document = load_hardware(name)
+    return _parsed(document.model_dump(mode="json"), overrides) if overrides else document
+
+
+def _parsed(data: object, overrides: tuple[str, ...]) -> Device | Cluster:
+    if not isinstance(data, dict):
+        raise MoesaicError("invalid", "a device or cluster is an object with fields", "/")
+    fields = apply_overrides(data, overrides) if overrides else data
+    if "tiers" not in fields:
+        return parse_as(Device, fields, what="device")
+    if isinstance(fields.get("device"), str):
+        fields = {**fields, "device": load_device(fields["device"])}
+    return parse_as(Cluster, fields, what="cluster")
+
+
+def _overview_table(data: dict[str, list[dict[str, Any]]]) -> str:
+    devices = [
+        [
+            item["name"],
+            item["kind"],
+            item["unit"],
+            format_quantity(item["capacity_bytes"], "bytes"),
+            format_quantity(item["bandwidth_bytes_per_s"], "bytes per second"),
+            item["title"],
+        ]
+        for item in data["devices"]
+    ]
+    clusters = [
+        [item["name"], f"{item['nodes']} x {item['devices_per_node']}", item["device"],
+         ", ".join(item["tiers"]), item["title"]]
+        for item in data["clusters"]
+    ]  # fmt: skip
+    return "\n\n".join(
+        [
+            text_table(["device", "kind", "unit", "memory", "bandwidth", "what it is"], devices),
+            text_table(["cluster", "devices", "device", "link tiers", "what it is"], clusters),
+        ]
+    )
+
+
+def facts_table(document: Device | Cluster) -> str:
+    """Every number of a device or cluster as a line, contradicting sources right below it."""
+    heading = f"{document.title} ({document.name})"
+    if isinstance(document, Cluster):
+        heading += f": {document.nodes} nodes x {document.devices_per_node} {document.device.name}"
+    rows = [row for label, value in _sourced(document) for row in _rows(label, value)]
+    return f"{heading}\n\n" + text_table(["what", "value", "certainty", "date", "source"], rows)
+
+
+def _sourced(document: Document, path: str = "") -> Iterator[tuple[str, Sourced[float]]]:
+    """Walk a document and name each sourced value by its fields."""
+    for field in type(document).model_fields:
+        for label, value in _parts(field, getattr(document, field)):
+            if isinstance(value, Sourced):
+                yield f"{path}{label}", value
+            elif isinstance(value, Document):
+                yield from _sourced(value, f"{path}{label}.")
+
+
+def _parts(field: str, value: object) -> Iterator[tuple[str, object]]:
+    if isinstance(value, tuple):
+        yield from ((getattr(item, "name", field), item) for item in value)
+    elif isinstance(value, dict):
+        yield from ((f"{field}.{key}", item) for key, item in value.items())
+    else:
+        yield field, value
+
+
+def _rows(label: str, value: Sourced[float]) -> Iterator[list[str]]:
+    def origin(source: str, note: str) -> str:
+        return f"{source} ({note})" if note else source
+
+    yield [_plain(label), _shown(label, value.value), value.certainty, str(value.date),
+           origin(value.source, value.note)]  # fmt: skip
+    for other in value.conflicts:
+        yield ["  but also", _shown(label, other.value), "conflict", str(other.date),
+               origin(other.source, other.note)]  # fmt: skip
+
+
+def _suffix(label: str) -> str | None:
+    field = label.replace("peak_flop_per_s.", "peak_flop_per_s").split(".")[-1]
+    if "peak_flop_per_s" in label:
+        return "_flop_per_s"
+    return next((suffix for suffix in SUFFIXES if field.endswith(suffix)), None)
+
+
+def _plain(label: str) -> str:
+    suffix = _suffix(label)
+    text = label.replace(suffix, "", 1) if suffix else label.removesuffix("_count")
+    return text.replace("_", " ").replace(".", " ")
+
+
+def _shown(label: str, value: float) -> str:
+    suffix = _suffix(label)
+    return format_quantity(value, SUFFIXES[suffix]) if suffix else f"{value:g}"
