@@ -31,8 +31,22 @@ class GqaAttention(Document):
     qkv_bias: bool = False
     output_bias: bool = False
     qk_norm: bool = False
+    qk_norm_full: bool = False
+    """The norms of queries and keys span all heads, not one head (OLMoE, MiniMax-M2)."""
     output_gate: bool = False
     """One more matrix hidden x heads·head_dim that gates the output (Qwen3-Next)."""
+    head_gate: bool = False
+    """One gate a head, a matrix hidden x heads (Step-3.5)."""
+    sinks: bool = False
+    """One learned sink a head (gpt-oss)."""
+    shared_kv: bool = False
+    """Values are the keys, no value matrix (Gemma-4's full-attention layers)."""
+    owns_kv: bool = True
+    """False: the layer reads an earlier layer's cache and has neither key nor value matrix."""
+    index_topk: Size | None = None
+    """Sparse attention: tokens kept for each query (MiniMax-M3: blocks x block size)."""
+    index_heads: Size | None = None
+    index_head_dim: Size | None = None
 
     @model_validator(mode="after")
     def _divides(self) -> Self:
@@ -67,7 +81,74 @@ class MlaAttention(Document):
         return self.qk_nope_head_dim + self.qk_rope_head_dim
 
 
-Attention = Annotated[GqaAttention | MlaAttention, Field(discriminator="kind")]
+class CompressedAttention(Document):
+    """One shared key-value head over a window and over compressed history (DeepSeek-V4).
+
+    Every query sees the last `window_tokens` and one entry for each `compress_ratio` older tokens;
+    with `index_topk` an indexer keeps that many entries. Output goes through `output_groups` low
+    ranks of `output_rank`.
+    """
+
+    kind: Literal["compressed"] = "compressed"
+    heads: Size
+    head_dim: Size
+    q_lora_rank: Size
+    qk_rope_head_dim: Size
+    output_groups: Size
+    output_rank: Size
+    window_tokens: Size
+    compress_ratio: Count = 0
+    """Tokens that one compressed entry stands for; 0: the window only."""
+    index_topk: Size | None = None
+    index_heads: Size | None = None
+    index_head_dim: Size | None = None
+
+
+Attention = Annotated[
+    GqaAttention | MlaAttention | CompressedAttention, Field(discriminator="kind")
+]
+
+
+class LinearAttention(Document):
+    """A fixed state instead of a cache: gated delta rule, Kimi delta attention, lightning.
+
+    State of one sequence: value_heads x key_dim x value_dim numbers, and the convolution's tail.
+    """
+
+    kind: Literal["linear"] = "linear"
+    variant: Literal["gated_delta", "kda", "lightning"]
+    key_heads: Size
+    value_heads: Size
+    key_dim: Size
+    value_dim: Size
+    conv_kernel: Count = 0
+
+
+class MambaMixer(Document):
+    """A selective state space: version 1 (Jamba) or 2 (Nemotron-H, Granite-H)."""
+
+    kind: Literal["mamba"] = "mamba"
+    version: Literal[1, 2]
+    inner: Size
+    """Width of the scan: heads x head_dim."""
+    heads: Size = 1
+    groups: Size = 1
+    state: Size
+    conv_kernel: Size
+    dt_rank: Count = 0
+    """Version 1: rank of the step-size projection."""
+    conv_bias: bool = True
+    inner_norms: bool = True
+
+
+class ShortConv(Document):
+    """A gated short convolution instead of attention (LFM2)."""
+
+    kind: Literal["short_conv"] = "short_conv"
+    conv_kernel: Size
+
+
+Mixer = Annotated[LinearAttention | MambaMixer | ShortConv, Field(discriminator="kind")]
 
 
 class DenseFfn(Document):
@@ -109,6 +190,10 @@ class MoeFfn(Document):
     top_groups: Size = 1
     router_bias: bool = False
     expert_bias: bool = False
+    zero_experts: Count = 0
+    """Routing targets without weights: a token sent there skips an expert (LongCat-Flash)."""
+    extra_parameters: Annotated[int, Field(ge=0)] = 0
+    """Further weights of the layer's router: input norms, scales, tables."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -138,6 +223,14 @@ class LayerKind(Document):
 
     attention: Attention | None
     ffn: Ffn | None
+    mixer: Mixer | None = None
+    """What stands in attention's place and keeps a state, not a cache."""
+    cross_attention: bool = False
+    """A second attention of the same shape over the encoder's output (T5)."""
+    encoder: bool = False
+    """Runs once over the prompt and caches nothing (T5's encoder)."""
+    extra_parameters: Annotated[int, Field(ge=0)] = 0
+    """Further weights beside the matrices: relative-position tables, hyper-connections."""
     norms: Count = 2
     """Hidden-wide normalisation vectors."""
 
@@ -157,6 +250,12 @@ class WeightFormats(Document):
     dense: str = "bf16"
     attention: str = "bf16"
     embedding: str = "bf16"
+    head: str | None = None
+    """Of the output matrix, where it differs from the embedding."""
+    mean_bytes: dict[str, float] = Field(default_factory=dict)
+    """Bytes a parameter of a bucket whose layers do not all share one format, scales counted."""
+    kv_cache: str | None = None
+    """Format the checkpoint asks its cache to be kept in."""
 
 
 class MoeModel(Document):
@@ -169,6 +268,13 @@ class MoeModel(Document):
     hidden: Size
     vocab: Size
     tied_embeddings: bool = False
+    position_rows: Count = 0
+    """Rows of a learned position table (GPT-2)."""
+    vision_parameters: Annotated[int, Field(ge=0)] = 0
+    """An image or audio tower and its projector, stored beside the language model."""
+    norm_bias: bool = False
+    """Normalisation has a bias beside its scale (LayerNorm)."""
+    extra_parameters: Annotated[int, Field(ge=0)] = 0
     kinds: Annotated[dict[str, LayerKind], Field(min_length=1)]
     layers: Annotated[tuple[LayerRun, ...], Field(min_length=1)]
     mtp_layers: Count = 0
