@@ -22,7 +22,8 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = ("api", "hwprofiles", "planner", "reports")
 LONGEST = 400
 SUFFIXES = (
-    "_s", "_bytes", "_bytes_per_s", "_flop_per_s", "_flops", "_ratio", "_share", "_fraction", "_count", "_w",
+    "_s", "_bytes", "_bytes_per_s", "_flop_per_s", "_flops", "_ratio", "_share", "_fraction",
+    "_count", "_w",
     "_j", "_hz", "_tokens", "_percent", "_tokens_per_s", "_per_s", "_j_per_token", "_ms",
     "_tokens_per_s_per_device", "_flop_per_s_per_device", "_per_token", "_bits", "_rate", "_usd",
 )  # fmt: skip
