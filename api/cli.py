@@ -11,6 +11,7 @@ from api.problems import exit_status
 from hwprofiles.errors import MoesaicError
 
 VERBS: dict[str, tuple[str, str]] = {
+    "plan": ("api.commands.plan", "Which layout, parallelism and pools serve a scenario best."),
     "models": ("api.commands.models", "What is known of a model: parameters, memory, structure."),
     "hardware": ("api.commands.hardware", "What is known of devices and clusters, with sources."),
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -59,29 +59,6 @@ def output_options(command: Command) -> Command:
     for option in reversed(options):
         command = option(command)
     return command
-
-
-def text_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Lay out a plain table; numbers (first row decides) stand to the right.
-
-    >>> print(text_table(["name", "GiB"], [["h100", "80"], ["b200", "180"]]))
-    name  GiB
-    ----  ---
-    h100   80
-    b200  180
-    """
-    table = [list(headers), *(list(row) for row in rows)]
-    widths = [max(len(row[i]) for row in table) for i in range(len(headers))]
-    right = [bool(rows) and rows[0][i][:1].isdigit() for i in range(len(headers))]
-    table.insert(1, ["-" * width for width in widths])
-    lines = [
-        "  ".join(
-            cell.rjust(width) if flush else cell.ljust(width)
-            for cell, width, flush in zip(row, widths, right, strict=True)
-        ).rstrip()
-        for row in table
-    ]
-    return "\n".join(lines)
 
 
 def require(condition: object, message: str, path: str = "") -> None:

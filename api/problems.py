@@ -36,3 +36,10 @@ def problem(error: MoesaicError) -> dict[str, object]:
     if error.path:
         body["errors"] = [{"pointer": error.path, "detail": error.message}]
     return body
+
+
+PROBLEMS: dict[int | str, dict[str, object]] = {
+    status: {"description": title, "content": {"application/problem+json": {}}}
+    for status, _, title in STATUS.values()
+}
+"""The error answers of every route, for OpenAPI."""

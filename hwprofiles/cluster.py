@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-import networkx as nx
 from pydantic import Field, model_validator
 
 from hwprofiles.device import Device, Name
 from hwprofiles.document import Document
 from hwprofiles.sourced import Sourced
 from hwprofiles.units import BytesPerS, Seconds
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 
 class LinkTier(Document):
@@ -63,6 +65,8 @@ class Cluster(Document):
 
         Edges carry `bandwidth_bytes_per_s` (per direction, all devices below) and `latency_s`.
         """
+        import networkx as nx
+
         graph: nx.Graph[str] = nx.Graph()
         below = [(f"device{i}", 1) for i in range(self.device_count)]
         graph.add_nodes_from(name for name, _ in below)

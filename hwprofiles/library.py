@@ -106,6 +106,35 @@ def resolve_cluster(data: object) -> Cluster:
     return _stretched(load_cluster(str(base)), fields)
 
 
+def cluster_for(device: str, devices: int) -> Cluster:
+    """The smallest catalogue cluster of a device that holds so many, or its largest, stretched.
+
+    Raises:
+        MoesaicError: `unknown_name` for the device, `outside_evidence` when no cluster has it.
+    """
+    name = load_device(device).name
+    fitting = sorted(
+        (load_cluster(c) for c in names("clusters") if _device_of(c) == name),
+        key=lambda cluster: (cluster.device_count, cluster.name),
+    )
+    if not fitting:
+        raise MoesaicError(
+            "outside_evidence",
+            f"no catalogue cluster is made of {name}; describe one under cluster", "/device",
+        )  # fmt: skip
+    for cluster in fitting:
+        if cluster.device_count >= devices:
+            return cluster
+    largest = fitting[-1]
+    nodes = -(-devices // largest.devices_per_node)
+    return _stretched(largest, {"nodes": nodes})
+
+
+@cache
+def _device_of(cluster: str) -> str:
+    return load_cluster(cluster).device.name
+
+
 def _stretched(base: Cluster, fields: dict[str, Any]) -> Cluster:
     allowed = {"nodes", "devices_per_node", "device", "name", "title"}
     if set(fields) - allowed:

@@ -56,7 +56,7 @@ class Rows:
     def by_dtype(self, column: str, look: Callable[[str], float], default: str) -> Array:
         """Map a column of format names to numbers, once per distinct name."""
         names = self.frame[column].fill_null(default)
-        table = {name: look(name) for name in names.unique()}
+        table = {name: float(look(name)) for name in names.unique()}
         values: Array = names.replace_strict(table, return_dtype=pl.Float64).to_numpy()
         return values
 

@@ -1,0 +1,38 @@
+"""`moesaic plan`: which layout, parallelism and pools serve a scenario best."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from api.output import Output, output_options
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@output_options
+@click.option("--html", type=click.Path(dir_okay=False, path_type=Path),
+              help="Also write one self-contained HTML page.")  # fmt: skip
+def command(
+    file: Path, form: str, out: Path | None, overrides: tuple[str, ...], quiet: bool,  # noqa: FBT001
+    html: Path | None,
+) -> None:  # fmt: skip
+    """Choose how to serve the scenario in FILE (YAML or JSON).
+
+    Prints the ranked ways to serve it, the limits that bound, and what lost and why.
+
+    Example: moesaic plan tests/scenarios/deepseek-v3-h200.yaml --html plan.html
+    """
+    from hwprofiles.files import write_text
+    from planner.pipeline import make_plan, read_scenario
+    from reports.text import plan_text
+
+    output = Output(form, out, quiet)
+    plan = make_plan(read_scenario(file, overrides))
+    if html is not None:
+        from reports.pages import render_plan
+
+        write_text(html, render_plan(plan))
+        output.note(f"wrote {html}")
+    output.show(plan.model_dump(mode="json"), lambda: plan_text(plan))

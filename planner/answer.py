@@ -1,0 +1,245 @@
+"""A choice written out as a plan: pools, estimates, ranking, rejections, frontier."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import polars as pl
+
+from planner.plan import (
+    BindingLimit,
+    FrontierPoint,
+    LayoutOf,
+    MemoryUse,
+    Option,
+    OptionPool,
+    Plan,
+    Pool,
+    Proof,
+    Rejected,
+)
+from planner.pricing import Priced
+from planner.quantities import Estimate, Source, StageShare
+from planner.scenario import Scenario
+from planner.search.assignment import Choice, choose
+from planner.search.explanation import binding_limits
+from planner.timing.serving import SIDES
+from planner.timing.step import stage_shares, weakest_source
+from planner.work.memory import MEMORY
+
+Row = dict[str, Any]
+OPTIONS, REJECTED, FRONTIER = 8, 6, 160
+
+
+def build_plan(scenario: Scenario, table: pl.DataFrame, priced: Priced, choice: Choice) -> Plan:
+    """Write the answer.
+
+    Args:
+        scenario: the question.
+        table: columns `SERVING`, `row`, `broken`.
+        priced: passes and the timed sheet behind them.
+        choice: the programme's answer.
+    """
+    source = weakest_source(priced.timed)
+    options = _options(scenario, table, choice, source)
+    best, solution = options[0], choice.solution
+    rate = _served([(pool.workers, _row(table, pick.row)) for pool, pick in
+                    zip(best.pools, choice.picks, strict=True)], source)  # fmt: skip
+    osl = scenario.workload.osl
+    return Plan(
+        scenario_digest=scenario.digest(),
+        scenario=scenario,
+        mode=best.mode,
+        pools=tuple(_pool(scenario, _row(table, p.row), p.workers, priced, source)
+                    for p in choice.picks),
+        devices=best.devices,
+        ttft_s=best.ttft_s,
+        tpot_s=best.tpot_s,
+        output_tokens_per_s_per_device=best.output_tokens_per_s_per_device,
+        output_tokens_per_s=_scaled(rate, osl),
+        request_rate=rate,
+        options=tuple(options),
+        binding=_binding(scenario, table, rate.typical, best.devices),
+        rejected=_rejected(scenario, table, best),
+        frontier=_frontier(scenario, table),
+        proof=Proof(
+            status="optimal" if solution.status == "optimal" else "feasible",
+            objective=solution.objective, bound=solution.bound, gap_ratio=solution.gap_ratio,
+            columns_count=choice.columns_count, candidates_count=table.height,
+        ),
+        assumptions=_assumptions(scenario, source),
+        sources=_sources(scenario),
+    )  # fmt: skip
+
+
+def _row(table: pl.DataFrame, key: int) -> Row:
+    return table.row(key, named=True)
+
+
+def _estimate(row: Row, name: str, source: Source) -> Estimate:
+    low, typical, high = (row[f"{name}_{side}"] for side in SIDES)
+    return Estimate(typical=typical, low=low, high=high, source=source)
+
+
+def _scaled(estimate: Estimate, factor: float) -> Estimate:
+    return estimate.model_copy(update={side: getattr(estimate, side) * factor for side in SIDES})
+
+
+def _inverse(estimate: Estimate) -> Estimate:
+    return Estimate(typical=1 / estimate.typical, low=1 / estimate.high, high=1 / estimate.low,
+                    source=estimate.source)  # fmt: skip
+
+
+def _layout(row: Row) -> LayoutOf:
+    return LayoutOf(**{name: int(row[name]) for name in ("tp", "dp", "pp", "moe_tp", "moe_ep")})
+
+
+def _served(parts: list[tuple[int, Row]], source: Source) -> Estimate:
+    """Requests per second of workers that pass requests on: the slower pool, side by side."""
+    values = {
+        side: min(workers * row[f"request_rate_{side}"] for workers, row in parts) for side in SIDES
+    }
+    return Estimate(**values, source=source)
+
+
+def _options(
+    scenario: Scenario, table: pl.DataFrame, choice: Choice, source: Source
+) -> list[Option]:
+    """The choice first, then the next best: the programme again without the layouts shown."""
+    options: list[Option] = []
+    current: Choice | None = choice
+    left = table
+    while current is not None and len(options) < OPTIONS:
+        rows = [(pick.workers, _row(table, pick.row)) for pick in current.picks]
+        options.append(_option(scenario, rows, len(options) + 1, source))
+        left = left.filter(~_same_layout(rows[-1][1]))
+        current = choose(left, scenario)
+    return options
+
+
+def _same_layout(row: Row) -> pl.Expr:
+    """Candidates of the same role and layout as a row, whatever their batch."""
+    keys = ("role", "tp", "dp", "pp", "moe_tp", "moe_ep")
+    return pl.all_horizontal(pl.col(key) == row[key] for key in keys)
+
+
+def _option(scenario: Scenario, parts: list[tuple[int, Row]], rank: int, source: Source) -> Option:
+    devices = int(sum(workers * row["devices"] for workers, row in parts))
+    by_role = {row["role"]: row for _, row in parts}
+    mode: Literal["agg", "disagg"] = "agg" if "agg" in by_role else "disagg"
+    tpot = _estimate(by_role["agg" if mode == "agg" else "decode"], "tpot_s", source)
+    rate = _served(parts, source)
+    return Option(
+        rank=rank, mode=mode, devices=devices,
+        pools=tuple(
+            OptionPool(role=row["role"], workers=workers, layout=_layout(row),
+                       batch=int(row["batch"]))
+            for workers, row in parts
+        ),
+        ttft_s=_estimate(by_role["agg" if mode == "agg" else "prefill"], "ttft_s", source),
+        tpot_s=tpot,
+        output_tokens_per_s_per_device=_scaled(rate, scenario.workload.osl / devices),
+        output_tokens_per_s_per_user=_inverse(tpot),
+    )  # fmt: skip
+
+
+def _pool(scenario: Scenario, row: Row, workers: int, priced: Priced, source: Source) -> Pool:
+    points = {"decode": row["decode_point"], "prefill": row["prefill_point"]}
+    held = points["decode"] if points["decode"] is not None else points["prefill"]
+    use = priced.passes.row(held, named=True)
+    buckets = {name: use[name] for name in MEMORY}
+    grown = row["total_bytes"] - use["total_bytes"]
+    buckets["activation_bytes"] += grown
+    return Pool(
+        role=row["role"], workers=workers, devices_per_worker=int(row["devices"]),
+        layout=_layout(row), batch=int(row["batch"]), inflight=int(row["inflight"]),
+        request_rate=_estimate(row, "request_rate", source),
+        memory=MemoryUse(**buckets, total_bytes=row["total_bytes"],
+                         capacity_bytes=scenario.cluster.device.capacity_bytes),
+        breakdown={
+            phase: tuple(stage_shares(priced.timed, point, priced.passes["host_s"][point]))
+            for phase, point in points.items() if point is not None
+        },
+    )  # fmt: skip
+
+
+def _binding(
+    scenario: Scenario, table: pl.DataFrame, rate: float, devices: int
+) -> tuple[BindingLimit, ...]:
+    per_device = scenario.workload.osl / devices
+    return tuple(
+        BindingLimit(limit="memory" if name == "memory_share" else name, value=value,
+                     output_tokens_per_s_per_device_without=better * per_device)
+        for name, value, better in binding_limits(table, scenario, rate)
+    )  # fmt: skip
+
+
+def _per_device(scenario: Scenario) -> pl.Expr:
+    return (pl.col("request_rate_typical") * scenario.workload.osl / pl.col("devices")).alias(
+        "per_device"
+    )
+
+
+def _rejected(scenario: Scenario, table: pl.DataFrame, best: Option) -> tuple[Rejected, ...]:
+    """The best candidate of each broken limit and role that looks better than the choice."""
+    looks = best.output_tokens_per_s_per_device.typical
+    lost = (
+        table.filter(pl.col("broken").is_not_null() & (pl.col("role") == "agg"))
+        .with_columns(_per_device(scenario), pl.col("broken").str.slice(0, 4).alias("limit"))
+        .filter(pl.col("per_device") > looks)
+        .sort("per_device", "row", descending=[True, False])
+        .group_by("limit", maintain_order=True)
+        .head(2)
+        .head(REJECTED)
+    )
+    return tuple(
+        Rejected(role=row["role"], layout=_layout(row), batch=int(row["batch"]),
+                 output_tokens_per_s_per_device=row["per_device"], reason=row["broken"])
+        for row in lost.iter_rows(named=True)
+    )  # fmt: skip
+
+
+def _frontier(scenario: Scenario, table: pl.DataFrame) -> tuple[FrontierPoint, ...]:
+    """The best device rate at each user speed, limits kept or not (prefill pools apart)."""
+    users = table.filter(pl.col("role") != "prefill").with_columns(
+        _per_device(scenario), (1 / pl.col("tpot_s_typical")).alias("per_user")
+    )
+    ordered = users.sort("per_user", "per_device", "row", descending=[True, True, False])
+    best = pl.col("per_device").cum_max().shift(1).over("role")
+    front = ordered.filter(best.is_null() | (pl.col("per_device") > best)).head(FRONTIER)
+    return tuple(
+        FrontierPoint(
+            output_tokens_per_s_per_user=row["per_user"],
+            output_tokens_per_s_per_device=row["per_device"], role=row["role"],
+            label=f"{_layout(row).label()} batch {int(row['batch'])}",
+            meets_limits=row["broken"] is None,
+        )
+        for row in front.iter_rows(named=True)
+    )  # fmt: skip
+
+
+def _assumptions(scenario: Scenario, source: Source) -> tuple[str, ...]:
+    limits = scenario.limits
+    texts = [*scenario.model.assumptions]
+    if source == "assumed":
+        texts.append(
+            f"{scenario.cluster.device.name}: no measured profile; kernel times from "
+            f"'{scenario.cluster.device.curves}' shares"
+        )
+    if scenario.routing.kind == "uniform":
+        texts.append("routing: every expert equally likely; give measured counts if you have them")
+    texts.append(
+        f"limits are held at the {limits.side} estimate; {1 - limits.memory_share:.0%} of memory "
+        "is kept free"
+    )
+    return tuple(texts)
+
+
+def _sources(scenario: Scenario) -> tuple[str, ...]:
+    device = scenario.cluster.device
+    facts = [*device.peak_flop_per_s.values(), device.memory[0].bandwidth_bytes_per_s]
+    found = [
+        *scenario.model.sources,
+        *(f"{device.title}: {fact.source} ({fact.date})" for fact in facts),
+    ]
+    return tuple(dict.fromkeys(found))

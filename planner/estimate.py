@@ -1,0 +1,299 @@
+"""Given configurations priced: the lines of `estimate --batch`, many at a time."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from hwprofiles.document import parse_as
+from hwprofiles.errors import MoesaicError
+from hwprofiles.files import dump
+from hwprofiles.library import cluster_for, resolve_cluster
+from planner.candidates import POINT, Layout, broken_rule, number, tokens_per_step
+from planner.engines import load_engine
+from planner.model_library import resolve_model
+from planner.point import ErrorText, Estimated, MemorySummary, Point, PoolPoint
+from planner.pricing import Priced, Question, price
+from planner.quantities import Estimate, Source
+from planner.timing.serving import KEY, SIDES, serving_table
+from planner.timing.step import stage_shares, weakest_source
+from planner.work.memory import MEMORY
+from planner.work.sheet import formats_of
+
+Row = dict[str, Any]
+WEIGHTS = MEMORY[:6]
+ROUNDS = 40
+"""Iterations that find the concurrency of a given request rate; each halves what is left of it."""
+
+
+def estimate_one(data: object) -> Estimated:
+    """Estimate one configuration.
+
+    Raises:
+        MoesaicError: what `estimate_many` would put into the line's `error`.
+    """
+    point = parse_as(Point, data, what="point")
+    return _Group.of([point]).answers()[0]
+
+
+def estimate_many(lines: Sequence[object]) -> list[Estimated]:
+    """Estimate many configurations, in order; a line that cannot be answered carries its error.
+
+    Args:
+        lines: plain data of a `Point` each, or the error that reading the line raised.
+    """
+    answers: dict[int, Estimated] = {}
+    groups: dict[str, list[tuple[int, Point]]] = defaultdict(list)
+    for i, line in enumerate(lines):
+        try:
+            if isinstance(line, MoesaicError):
+                raise line
+            point = parse_as(Point, line, what="point")
+            groups[_shared_key(point)].append((i, point))
+        except MoesaicError as error:
+            answers[i] = _failed(line, error)
+    for members in groups.values():
+        found = _safely([point for _, point in members])
+        answers |= {i: answer for (i, _), answer in zip(members, found, strict=True)}
+    return [answers[i] for i in range(len(lines))]
+
+
+def _safely(points: list[Point]) -> list[Estimated]:
+    """Answer a group at once; where that fails, line by line, so that only bad lines fail."""
+    try:
+        return _Group.of(points).answers()
+    except MoesaicError as error:
+        if len(points) == 1:
+            return [_failed(points[0].model_dump(mode="json"), error)]
+    return [answer for point in points for answer in _safely([point])]
+
+
+def _failed(line: object, error: MoesaicError) -> Estimated:
+    key = line.get("id", "") if isinstance(line, dict) else ""
+    named = key if isinstance(key, str | int) else ""
+    return Estimated(id=named, error=ErrorText(kind=error.kind, message=str(error)))
+
+
+SHARED = ("model", "device", "cluster", "backend", "backend_version", "precision", "kv_dtype",
+          "mode", "routing")  # fmt: skip
+"""Fields that lines priced together have in common."""
+
+
+def _shared_key(point: Point) -> str:
+    return dump(point.model_dump(mode="json", include=set(SHARED)), "jsonl")
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Lines that share model, machine, engine and formats."""
+
+    points: list[Point]
+    question: Question
+
+    @classmethod
+    def of(cls, points: list[Point]) -> _Group:
+        first = points[0]
+        model = resolve_model(first.model)
+        most = max(_devices(point) for point in points)
+        if first.cluster is not None:
+            cluster = resolve_cluster(first.cluster)
+        else:
+            cluster = cluster_for(str(first.device), most)
+        question = Question(
+            model, cluster, load_engine(first.backend, first.backend_version), first.routing,
+            formats_of(model, first.precision, first.kv_dtype),
+        )  # fmt: skip
+        for point in points:
+            _check(point, question)
+        return cls(points, question)
+
+    def answers(self) -> list[Estimated]:
+        """One answer a line."""
+        held = {i: float(p.concurrency or 1) for i, p in enumerate(self.points)}
+        asked = [i for i, p in enumerate(self.points) if p.request_rate is not None]
+        if asked:
+            held |= self._concurrency_of_rate(asked)
+        priced = price(self._passes(held), self.question)
+        table = self._table(priced)
+        return [self._answer(i, table, priced) for i in range(len(self.points))]
+
+    def _passes(self, held: dict[int, float]) -> pl.DataFrame:
+        width = self.question.cluster.devices_per_node
+        rows = [row for i, point in enumerate(self.points) if i in held
+                for row in _point_rows(i, point, held[i], width)]  # fmt: skip
+        schema = {name: kind for name, kind in POINT.items() if name != "point"}
+        schema["line"] = pl.Int64
+        return number(pl.DataFrame(rows, schema=schema))
+
+    def _table(self, priced: Priced) -> dict[tuple[int, str], Row]:
+        """Serving rows by line and role."""
+        table = serving_table(priced.passes, (self.points[0].mode,), (*KEY, "line"))
+        if self.points[0].mode == "disagg":
+            lines = priced.passes.select("point", "line")
+            keyed = table.drop("line", strict=False).with_columns(
+                pl.coalesce("decode_point", "prefill_point").alias("point")
+            )
+            table = keyed.join(lines, on="point", maintain_order="left")
+        return {(row["line"], row["role"]): row for row in table.iter_rows(named=True)}
+
+    def _concurrency_of_rate(self, asked: list[int]) -> dict[int, float]:
+        """Little's law solved by bisection: the fewest users in flight that reach the rate.
+
+        Raises:
+            MoesaicError: `infeasible` when no concurrency reaches it.
+        """
+        low = dict.fromkeys(asked, 0.0)
+        high = dict.fromkeys(asked, 65_536.0)
+        for step in range(ROUNDS):
+            tried = high if step == 0 else {i: (low[i] + high[i]) / 2 for i in asked}
+            table = self._table(price(self._passes(tried), self.question))
+            for i in asked:
+                reached = table[i, "agg"]["request_rate_typical"]
+                if step == 0 and reached < (self.points[i].request_rate or 0):
+                    raise MoesaicError(
+                        "infeasible",
+                        f"request_rate {self.points[i].request_rate} is above what the worker "
+                        f"serves at any concurrency, {reached:.3g} requests/s", "/request_rate",
+                    )  # fmt: skip
+                (high if reached >= (self.points[i].request_rate or 0) else low)[i] = tried[i]
+        return high
+
+    def _answer(self, i: int, table: dict[tuple[int, str], Row], priced: Priced) -> Estimated:
+        point, source = self.points[i], weakest_source(priced.timed)
+        if point.mode == "agg":
+            row = table[i, "agg"]
+            parts = [(1, row)]
+        else:
+            assert point.prefill is not None  # noqa: S101 - the document says so
+            assert point.decode is not None  # noqa: S101
+            parts = [(point.prefill.workers, table[i, "prefill"]),
+                     (point.decode.workers, table[i, "decode"])]  # fmt: skip
+        return _estimated(point, parts, priced, self.question, source)
+
+
+def _devices(point: Point) -> int:
+    pools = [point] if point.mode == "agg" else [point.prefill, point.decode]
+    return sum(part.tp * part.dp * part.pp * getattr(part, "workers", 1) for part in pools if part)
+
+
+def _check(point: Point, question: Question) -> None:
+    cluster = question.cluster
+    if _devices(point) > cluster.device_count:
+        raise MoesaicError(
+            "invalid",
+            f"the configuration needs {_devices(point)} devices; {cluster.name} has "
+            f"{cluster.device_count}", "/cluster",
+        )  # fmt: skip
+    for part in [point] if point.mode == "agg" else [point.prefill, point.decode]:
+        layout = point.layout(part)
+        reason = broken_rule(layout, question.model, question.formats.weights.routed)
+        if reason is not None:
+            raise MoesaicError("invalid", f"{reason} (layout {layout})", "/tp")
+
+
+def _point_rows(line: int, point: Point, held: float, node_devices: int) -> list[Row]:
+    """The prefill and decode pass of one line as rows of `POINT`."""
+    shared = {
+        "line": line, "osl": float(point.osl), "redundant_experts": 0.0,
+        "step_tokens": tokens_per_step(point.mtp_tokens, point.mtp_acceptance),
+        "node_devices": float(node_devices),
+    }  # fmt: skip
+    first, second = point.prefill or point, point.decode or point
+    prefill_batch = float(first.batch) if isinstance(first, PoolPoint) else 1.0
+    if isinstance(second, PoolPoint) and point.concurrency is None:
+        decode_batch = float(second.batch)
+    else:
+        decode_batch = max(held / _ranks(second), 1.0)
+    fresh = point.isl - point.prefix_tokens
+    passes: list[tuple[Point | PoolPoint, Row]] = [
+        (first, {"phase": "prefill", "batch": prefill_batch, "new_tokens": float(fresh),
+                 "past_tokens": float(point.prefix_tokens), "context_tokens": float(point.isl)}),
+        (second, {"phase": "decode", "batch": decode_batch,
+                  "new_tokens": 1.0 + point.mtp_tokens,
+                  "past_tokens": point.isl + point.osl / 2,
+                  "context_tokens": float(point.isl + point.osl)}),
+    ]  # fmt: skip
+    return [{**shared, **row, **_layout_row(point.layout(part))} for part, row in passes]
+
+
+def _ranks(part: Point | PoolPoint) -> int:
+    """Data-parallel ranks and pipeline stages over which sequences in flight spread."""
+    return part.dp * part.pp * getattr(part, "workers", 1)
+
+
+def _layout_row(layout: Layout) -> Row:
+    return {name: float(getattr(layout, name)) for name in KEY}
+
+
+def _side_by_side(row: Row, name: str, source: Source) -> Estimate:
+    low, typical, high = (row[f"{name}_{side}"] for side in SIDES)
+    return Estimate(typical=typical, low=low, high=high, source=source)
+
+
+def _estimated(
+    point: Point, parts: list[tuple[int, Row]], priced: Priced, question: Question, source: Source
+) -> Estimated:
+    rows = {row["role"]: row for _, row in parts}
+    decode, prefill = (rows.get("agg") or rows[role] for role in ("decode", "prefill"))
+    devices = sum(workers * row["devices"] for workers, row in parts)
+    rate = {side: min(w * row[f"request_rate_{side}"] for w, row in parts) for side in SIDES}
+
+    def per_device(tokens: float) -> Estimate:
+        return Estimate(**{s: rate[s] * tokens / devices for s in SIDES}, source=source)
+
+    output = per_device(point.osl)
+    memory = _memory(priced, decode, question)
+    return Estimated(
+        id=point.id,
+        ttft_s=_side_by_side(prefill, "ttft_s", source),
+        tpot_s=_side_by_side(decode, "tpot_s", source),
+        itl_s=_side_by_side(decode, "tpot_s", source),
+        output_tokens_per_s_per_device=output,
+        total_tokens_per_s_per_device=per_device(point.osl + point.isl),
+        energy_j_per_token=_energy(question, output),
+        memory=memory,
+        fits=memory.total_bytes <= memory.capacity_bytes,
+        breakdown=tuple(
+            stage_shares(
+                priced.timed, decode["decode_point"],
+                priced.passes["host_s"][decode["decode_point"]],
+            )
+        ),
+        assumptions=_assumptions(point, question, memory),
+    )
+
+
+def _energy(question: Question, output: Estimate) -> Estimate | None:
+    """Watts of the device over its tokens per second; none where no source states its power."""
+    power = question.cluster.device.power_w
+    if power is None:
+        return None
+    values = {"typical": output.typical, "low": output.high, "high": output.low}
+    return Estimate(**{s: power.value / v for s, v in values.items()}, source=output.source)
+
+
+def _memory(priced: Priced, row: Row, question: Question) -> MemorySummary:
+    use = priced.passes.row(row["decode_point"], named=True)
+    grown = row["total_bytes"] - use["total_bytes"]
+    return MemorySummary(
+        total_bytes=row["total_bytes"],
+        weights_bytes=sum(use[name] for name in WEIGHTS),
+        kv_bytes=use["kv_bytes"],
+        activation_bytes=use["activation_bytes"] + grown,
+        buffer_bytes=use["buffer_bytes"],
+        capacity_bytes=question.cluster.device.capacity_bytes,
+    )
+
+
+def _assumptions(point: Point, question: Question, memory: MemorySummary) -> tuple[str, ...]:
+    texts = list(question.model.assumptions)
+    if point.cluster is None:
+        texts.append(f"cluster: {question.cluster.name} taken for device {point.device}")
+    if memory.total_bytes > memory.capacity_bytes:
+        over = (memory.total_bytes - memory.capacity_bytes) / 2**30
+        texts.append(f"memory: {over:.1f} GiB more than the device has; figures assume it fits")
+    return tuple(texts)

@@ -1,0 +1,45 @@
+"""The whole story on one screen: scenario → candidates → work → seconds → choice → plan."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hwprofiles.errors import MoesaicError
+from hwprofiles.files import apply_overrides, read_document
+from planner.answer import build_plan
+from planner.candidates import enumerate_layouts, layout_frame, phase_points
+from planner.plan import Plan
+from planner.pricing import price, question_of
+from planner.scenario import Scenario
+from planner.search.assignment import choose, within_limits
+from planner.search.explanation import why_infeasible
+from planner.timing.serving import serving_table
+
+
+def make_plan(scenario: Scenario) -> Plan:
+    """Choose how to serve a scenario, with a proof, reasons and intervals.
+
+    Raises:
+        MoesaicError: `infeasible`, naming the limit that could not be met and by how much.
+    """
+    layouts = layout_frame(enumerate_layouts(scenario))
+    priced = price(phase_points(layouts, scenario), question_of(scenario))
+    serving = serving_table(priced.passes, scenario.choices.modes)
+    table = within_limits(serving.with_row_index("row"), scenario)
+    choice = choose(table, scenario)
+    if choice is None:
+        raise why_infeasible(table, scenario)
+    return build_plan(scenario, table, priced, choice)
+
+
+def parse_scenario(data: object) -> Scenario:
+    """Read a scenario from plain data; names are resolved here."""
+    return Scenario.parse(data, what="scenario")
+
+
+def read_scenario(path: Path, overrides: tuple[str, ...] = ()) -> Scenario:
+    """Read a scenario file with `--set` overrides; its relative paths count from its folder."""
+    data = read_document(path)
+    if not isinstance(data, dict):
+        raise MoesaicError("invalid", f"{path} holds no scenario; see tests/scenarios", "/")
+    return parse_scenario(apply_overrides(data, overrides))

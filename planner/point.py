@@ -1,0 +1,113 @@
+"""One given serving configuration and what it does, as documents: a line in and a line out."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from hwprofiles.document import Document
+from planner.candidates import Layout
+from planner.quantities import Estimate, StageShare
+from planner.routing import Routing, UniformRouting
+
+Degree = Annotated[int, Field(ge=1, le=65_536)]
+
+
+class PoolPoint(Document):
+    """One pool of a disaggregated configuration."""
+
+    tp: Degree = 1
+    pp: Degree = 1
+    dp: Degree = 1
+    moe_tp: Degree | None = None
+    moe_ep: Degree | None = None
+    batch: Degree = 1
+    """Sequences of a data-parallel rank at once."""
+    workers: Degree = 1
+
+
+class Point(Document):
+    """One serving configuration, fully given; `tp·dp = moe_tp·moe_ep`."""
+
+    id: str | int = ""
+    phase: Literal["serve"] = "serve"
+    model: str | dict[str, Any]
+    device: str | None = None
+    cluster: str | dict[str, Any] | None = None
+    """A cluster by name or inline; none: a catalogue cluster of the device."""
+    backend: str = "trtllm"
+    backend_version: str | None = None
+    precision: str | None = None
+    kv_dtype: str = "bf16"
+    mode: Literal["agg", "disagg"] = "agg"
+    tp: Degree = 1
+    pp: Degree = 1
+    dp: Degree = 1
+    moe_tp: Degree | None = None
+    moe_ep: Degree | None = None
+    isl: Annotated[int, Field(ge=1, le=100_000_000)]
+    osl: Annotated[int, Field(ge=1, le=100_000_000)]
+    concurrency: Annotated[int, Field(ge=1)] | None = None
+    """Requests in flight on the worker (disagg: on all decode workers)."""
+    request_rate: Annotated[float, Field(gt=0)] | None = None  # unit: requests per second
+    mtp_tokens: Annotated[int, Field(ge=0, le=8)] = 0
+    mtp_acceptance: Annotated[float, Field(ge=0, le=1)] = 0.0  # unit: probability
+    prefix_tokens: Annotated[int, Field(ge=0)] = 0
+    routing: Routing = UniformRouting()
+    prefill: PoolPoint | None = None
+    decode: PoolPoint | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.device is None and self.cluster is None:
+            raise ValueError("give device or cluster")
+        if self.mode == "disagg" and (self.prefill is None or self.decode is None):
+            raise ValueError("mode disagg needs prefill and decode")
+        if self.mode == "agg" and (self.concurrency is None) == (self.request_rate is None):
+            raise ValueError("give concurrency or request_rate, one of them")
+        if self.prefix_tokens >= self.isl:
+            raise ValueError(f"prefix_tokens {self.prefix_tokens} must be below isl {self.isl}")
+        return self
+
+    def layout(self, part: Point | PoolPoint | None = None) -> Layout:
+        """The layout of the point or of one of its pools; experts follow attention by default."""
+        of = part or self
+        ranks = of.tp * of.dp
+        moe_ep = of.moe_ep or (ranks // of.moe_tp if of.moe_tp else (ranks if of.dp > 1 else 1))
+        return Layout(of.tp, of.dp, of.pp, of.moe_tp or max(ranks // moe_ep, 1), moe_ep)
+
+
+class ErrorText(Document):
+    """Why a line could not be answered."""
+
+    kind: str
+    message: str
+
+
+class MemorySummary(Document):
+    """Bytes of the fullest device."""
+
+    total_bytes: float
+    weights_bytes: float
+    kv_bytes: float
+    activation_bytes: float
+    buffer_bytes: float
+    capacity_bytes: float
+
+
+class Estimated(Document):
+    """What one configuration does; fields that do not apply are absent."""
+
+    id: str | int
+    ttft_s: Estimate | None = None
+    tpot_s: Estimate | None = None
+    itl_s: Estimate | None = None
+    output_tokens_per_s_per_device: Estimate | None = None
+    total_tokens_per_s_per_device: Estimate | None = None
+    energy_j_per_token: Estimate | None = None
+    memory: MemorySummary | None = None
+    fits: bool | None = None
+    breakdown: tuple[StageShare, ...] | None = None
+    assumptions: tuple[str, ...] = ()
+    error: ErrorText | None = None

@@ -1,0 +1,92 @@
+"""One question as one document: model, cluster, workload, routing, choices, limits, objective."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from hwprofiles.cluster import Cluster
+from hwprofiles.document import Document
+from hwprofiles.errors import MoesaicError
+from hwprofiles.kernels import DTYPES
+from hwprofiles.library import resolve_cluster
+from hwprofiles.units import Seconds, Share
+from planner.model_library import resolve_model
+from planner.moe_model import MoeModel
+from planner.routing import Routing, UniformRouting
+from planner.workload import Workload
+
+Degree = Annotated[int, Field(ge=1, le=65_536)]
+Degrees = tuple[Degree, ...] | None
+
+
+def _at(path: str, resolve: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Resolve a name at the door; an error says which field it was."""
+
+    def read(value: Any) -> Any:  # noqa: ANN401 - name or object
+        try:
+            return resolve(value)
+        except MoesaicError as error:
+            path_at = error.path if error.path.startswith(path) else path + error.path
+            raise MoesaicError(error.kind, error.message, path_at) from error
+
+    return read
+
+
+class Choices(Document):
+    """What the planner may vary; a given tuple restricts it, none leaves every legal value open."""
+
+    modes: tuple[Literal["agg", "disagg"], ...] = ("agg", "disagg")
+    """Aggregated (every worker prefills and decodes) or a pool for each."""
+    backend: str = "trtllm"
+    """Engine: a name in `planner/engines`."""
+    precision: str | None = None
+    """Format of weights and arithmetic; none: as the checkpoint states."""
+    kv_dtype: str = "bf16"
+    tp: Degrees = None
+    pp: Degrees = (1, 2, 4)
+    moe_tp: Degrees = None
+    moe_ep: Degrees = None
+    batch: Degrees = None
+    """Sequences a data-parallel rank decodes at once."""
+    redundant_experts: Annotated[int, Field(ge=0, le=4096)] = 0
+    mtp_tokens: Annotated[int, Field(ge=0, le=8)] = 0
+    """Tokens drafted a step by multi-token prediction."""
+    mtp_acceptance: Share = 0.0
+
+    @model_validator(mode="after")
+    def _formats_known(self) -> Self:
+        for name in (self.precision, self.kv_dtype):
+            if name is not None and name not in DTYPES:
+                raise ValueError(f"no dtype {name!r}; known: {', '.join(sorted(DTYPES))}")
+        return self
+
+
+class Limits(Document):
+    """What a plan must keep; each is checked against the far side of the estimate."""
+
+    ttft_s: Seconds | None = None
+    """Time to first token."""
+    tpot_s: Seconds | None = None
+    """Time per output token after the first."""
+    devices: Annotated[int, Field(ge=1)] | None = None
+    memory_share: Share = 0.9
+    """Share of a device's memory that weights, cache and buffers may fill."""
+    side: Literal["typical", "high"] = "high"
+    """Hold limits at the typical estimate or at the far side of its interval."""
+
+
+class Scenario(Document):
+    """A complete question; names are resolved when it is read, so its digest identifies it."""
+
+    schema_version: Literal[1] = 1
+    name: Annotated[str, Field(max_length=200)] = "plan"
+    model: Annotated[MoeModel, BeforeValidator(_at("/model", resolve_model))]
+    cluster: Annotated[Cluster, BeforeValidator(_at("/cluster", resolve_cluster))]
+    workload: Workload
+    routing: Routing = UniformRouting()
+    choices: Choices = Choices()
+    limits: Limits = Limits()
+    objective: Literal["output_tokens_per_s_per_device"] = "output_tokens_per_s_per_device"

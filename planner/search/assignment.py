@@ -1,0 +1,189 @@
+"""The pool programme: which candidate for which role, with how many workers, within every limit.
+
+Variables, for a candidate c of role r: use_c in {0, 1}, workers_c in {0 … devices / devices_c}, and
+the served rate R (requests per second). One candidate a role; aggregated or a pool for each phase.
+
+    maximise   R                  (where a rate is asked: minimise devices with R at that rate)
+    subject to R <= Σ workers_c rate_c       over aggregated candidates and the slower pool
+               Σ workers_c devices_c <= devices
+               workers_c <= most_c use_c
+               Σ use_agg + Σ use_decode = 1,  Σ use_prefill = Σ use_decode
+               Σ workers_c inflight_c >= concurrency, where one is given
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from planner.scenario import Limits, Scenario
+from planner.search.solver import Expression, Programme, Solution
+
+TINY = 1e-6
+"""Weight of the device count beside the rate: of two equal plans the smaller one is taken."""
+
+
+@dataclass(frozen=True)
+class Pick:
+    """One role of a choice: the candidate's row of the serving table and its worker count."""
+
+    row: int
+    role: str
+    workers: int
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The programme's answer."""
+
+    picks: tuple[Pick, ...]
+    solution: Solution
+    columns_count: int
+
+
+def within_limits(table: pl.DataFrame, scenario: Scenario) -> pl.DataFrame:
+    """Add `broken`, the first limit a candidate breaks in words, null where it keeps all."""
+    limits, side = scenario.limits, scenario.limits.side
+    room = scenario.cluster.device.capacity_bytes * limits.memory_share
+    checks = [(pl.col("total_bytes") > room, _too_full(room))]
+    for name, label in (("ttft_s", "TTFT"), ("tpot_s", "TPOT")):
+        limit = getattr(limits, name)
+        if limit is not None:
+            checks.append((pl.col(f"{name}_{side}") > limit, _too_slow(name, label, side, limit)))
+    broken = pl.lit(None, pl.String)
+    for check, text in reversed(checks):
+        broken = pl.when(check.fill_null(value=False)).then(text).otherwise(broken)
+    return table.with_columns(broken.alias("broken"))
+
+
+def _too_full(room: float) -> pl.Expr:
+    need = (pl.col("total_bytes") / 2**30).round(1).cast(pl.String)
+    return pl.format("needs {} GiB a device, of which {} are free", need, round(room / 2**30, 1))
+
+
+def _too_slow(name: str, label: str, side: str, limit: float) -> pl.Expr:
+    got = (pl.col(f"{name}_{side}") * 1e3).round(1).cast(pl.String)
+    word = "may reach" if side == "high" else "is"
+    return pl.format("{} {} {} ms, the limit is {} ms", pl.lit(label), pl.lit(word), got,
+                     round(limit * 1e3, 1))  # fmt: skip
+
+
+def undominated(table: pl.DataFrame, concurrency: int | None) -> pl.DataFrame:
+    """Keep, for each role and device count, the candidates no other beats in rate and inflight.
+
+    Exact: limits are checked before, and the programme sees only devices, rate and inflight. With a
+    given concurrency a smaller inflight can serve faster, so every inflight keeps its best.
+    """
+    keys = ["role", "devices"] if concurrency is None else ["role", "devices", "inflight"]
+    best_first = table.sort(*keys, "request_rate_typical", "row",
+                            descending=[False] * len(keys) + [True, False])  # fmt: skip
+    return best_first.unique(subset=keys, keep="first", maintain_order=True)
+
+
+def choose(table: pl.DataFrame, scenario: Scenario) -> Choice | None:
+    """Solve the pool programme over candidates that keep their limits.
+
+    Args:
+        table: columns `SERVING`, `row` (the key) and `broken`.
+        scenario: devices, limits, workload.
+
+    Returns:
+        The choice, or none when no combination fits.
+    """
+    allowed = table.filter(pl.col("broken").is_null())
+    columns = undominated(allowed, scenario.workload.concurrency)
+    if columns.is_empty():
+        return None
+    programme, workers = state_programme(columns, scenario)
+    solution = programme.solve()
+    if not solution.values:
+        return None
+    picks = [
+        Pick(row["row"], row["role"], round(solution.values[str(workers[row["row"]])]))
+        for row in columns.iter_rows(named=True)
+    ]
+    return Choice(tuple(pick for pick in picks if pick.workers > 0), solution, columns.height)
+
+
+def device_limit(scenario: Scenario) -> int:
+    """Devices a plan may use."""
+    limits: Limits = scenario.limits
+    return min(limits.devices or scenario.cluster.device_count, scenario.cluster.device_count)
+
+
+@dataclass(frozen=True)
+class Column:
+    """One candidate in the programme: its two variables and its row of the serving table."""
+
+    use: Expression
+    workers: Expression
+    row: dict[str, Any]
+
+
+def state_programme(
+    table: pl.DataFrame, scenario: Scenario
+) -> tuple[Programme, dict[int, Expression]]:
+    """Write the programme of the module's docstring; returns it and the worker variable by row."""
+    wanted = scenario.workload.request_rate
+    programme = Programme("pools", maximise=wanted is None)
+    devices = device_limit(scenario)
+    columns = [_column(programme, row, devices) for row in table.iter_rows(named=True)]
+    roles = {r: [c for c in columns if c.row["role"] == r] for r in ("agg", "prefill", "decode")}
+    used = [(c.workers, c.row["devices"]) for c in columns]
+    programme.require("devices", programme.total(used) <= devices)
+    _one_each(programme, roles)
+    served = programme.number("served", 0, wanted)
+    _serve(programme, roles, served)
+    if wanted is not None:
+        programme.require("request_rate", programme.total([(served, 1)]) >= wanted)
+        programme.objective(programme.total(used))
+    else:
+        programme.objective(programme.total([(served, 1), *((v, -TINY * n) for v, n in used)]))
+    if scenario.workload.concurrency is not None:
+        _hold(programme, roles, served, scenario.workload.concurrency)
+    return programme, {c.row["row"]: c.workers for c in columns}
+
+
+def _column(programme: Programme, row: dict[str, Any], devices: int) -> Column:
+    name, most = f"{row['role']}_{row['row']}", devices // int(row["devices"])
+    column = Column(
+        programme.binary(f"use_{name}"), programme.integer(f"workers_{name}", 0, most), row
+    )
+    link = programme.total([(column.workers, 1), (column.use, -most)])
+    programme.require(f"used_{name}", link <= 0)
+    return column
+
+
+Roles = dict[str, list[Column]]
+
+
+def _uses(columns: list[Column], weight: float = 1.0) -> list[tuple[Expression, float]]:
+    return [(column.use, weight) for column in columns]
+
+
+def _one_each(programme: Programme, roles: Roles) -> None:
+    one_mode = programme.total(_uses(roles["agg"]) + _uses(roles["decode"]))
+    programme.require("one_mode", one_mode == 1)
+    paired = programme.total(_uses(roles["prefill"]) + _uses(roles["decode"], -1.0))
+    programme.require("paired_pools", paired == 0)
+
+
+def _serve(programme: Programme, roles: Roles, served: Expression) -> None:
+    """R is at most what aggregated workers and either pool can do; unused roles can do nothing."""
+    together = [(c.workers, -c.row["request_rate_typical"]) for c in roles["agg"]]
+    for pool in ("prefill", "decode"):
+        rates = [(c.workers, -c.row["request_rate_typical"]) for c in roles[pool]]
+        programme.require(f"rate_{pool}", programme.total([(served, 1), *together, *rates]) <= 0)
+
+
+def _hold(programme: Programme, roles: Roles, served: Expression, concurrency: int) -> None:
+    """Every user has a place, and users in flight bound the rate (Little's law)."""
+    decoding = [*roles["agg"], *roles["decode"]]
+    places = programme.total([(c.workers, c.row["inflight"]) for c in decoding])
+    programme.require("concurrency", places >= concurrency)
+    little = [
+        (c.use, -concurrency * c.row["request_rate_typical"] / c.row["inflight"]) for c in decoding
+    ]
+    programme.require("little", programme.total([(served, 1), *little]) <= 0)

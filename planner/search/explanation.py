@@ -1,0 +1,109 @@
+"""Why the answer is what it is: limits that bind, and limits that cannot be met."""
+
+from __future__ import annotations
+
+import polars as pl
+
+from hwprofiles.errors import MoesaicError
+from planner.scenario import Limits, Scenario
+from planner.search.assignment import Choice, choose, device_limit, within_limits
+
+GIB = 2.0**30
+LIMITS = ("ttft_s", "tpot_s", "memory_share")
+"""Limits that a single candidate can break."""
+
+
+def without(scenario: Scenario, limit: str) -> Scenario:
+    """The same question without one limit."""
+    free = {"memory_share": 1.0} if limit == "memory_share" else {limit: None}
+    return scenario.model_copy(update={"limits": scenario.limits.model_copy(update=free)})
+
+
+def served_rate(choice: Choice, table: pl.DataFrame) -> float:
+    """Requests per second of a choice at typical values: the slower of its pools."""
+    rows = table.filter(pl.col("row").is_in([pick.row for pick in choice.picks]))
+    rate = dict(zip(rows["row"], rows["request_rate_typical"], strict=True))
+    by_role: dict[str, float] = {}
+    for pick in choice.picks:
+        by_role[pick.role] = by_role.get(pick.role, 0.0) + pick.workers * rate[pick.row]
+    return min(by_role.values())
+
+
+def binding_limits(
+    table: pl.DataFrame, scenario: Scenario, rate: float
+) -> list[tuple[str, float, float]]:
+    """Limits without which the programme serves more: name, value, requests per second without."""
+    found = []
+    for limit in LIMITS:
+        value = getattr(scenario.limits, limit)
+        if value is None or not _breaks(table, scenario, limit):
+            continue
+        freed = without(scenario, limit)
+        choice = choose(within_limits(table.drop("broken"), freed), freed)
+        if choice is not None and (better := served_rate(choice, table)) > rate * (1 + 1e-6):
+            found.append((limit, value, better))
+    return found
+
+
+def _breaks(table: pl.DataFrame, scenario: Scenario, limit: str) -> bool:
+    """Whether any candidate is lost to this limit alone."""
+    freed = within_limits(table.drop("broken"), without(scenario, limit))
+    return freed["broken"].null_count() > table["broken"].null_count()
+
+
+def why_infeasible(table: pl.DataFrame, scenario: Scenario) -> MoesaicError:
+    """Name the limit that cannot be met and the nearest value that could be."""
+    if table.is_empty():
+        return MoesaicError("infeasible", "no legal layout of this model fits these devices")
+    reasons = [
+        text
+        for limit, best in _nearest(table, scenario)
+        if (text := _miss(limit, best, scenario.limits, scenario)) is not None
+    ]
+    if not reasons:
+        asked = scenario.workload.request_rate or scenario.workload.concurrency
+        reasons = [
+            f"candidates keep every limit alone, but no combination on {device_limit(scenario)} "
+            f"devices serves the asked load of {asked}"
+        ]
+    return MoesaicError("infeasible", "; ".join(reasons), "/limits")
+
+
+def _nearest(table: pl.DataFrame, scenario: Scenario) -> list[tuple[str, float]]:
+    """The best value of each limited quantity among candidates that keep the other limits."""
+    side = scenario.limits.side
+    columns = {
+        "memory_share": "total_bytes",
+        "ttft_s": f"ttft_s_{side}",
+        "tpot_s": f"tpot_s_{side}",
+    }
+    best = []
+    for limit, column in columns.items():
+        if getattr(scenario.limits, limit) is None:
+            continue
+        freed = within_limits(table.drop("broken"), without(scenario, limit))
+        kept = freed.filter(pl.col("broken").is_null())[column].drop_nulls()
+        whole = table[column].drop_nulls()
+        values = kept if len(kept) else whole
+        if len(values):
+            best.append((limit, float(values.min())))  # type: ignore[arg-type] # a float column
+    return best
+
+
+def _miss(limit: str, best: float, limits: Limits, scenario: Scenario) -> str | None:
+    if limit == "memory_share":
+        room = scenario.cluster.device.capacity_bytes * limits.memory_share
+        if best <= room:
+            return None
+        return (
+            f"memory: the smallest candidate needs {best / GIB:.1f} GiB a device, "
+            f"{(best - room) / GIB:.1f} GiB more than the {room / GIB:.1f} GiB that are free"
+        )
+    value = getattr(limits, limit)
+    if best <= value:
+        return None
+    name = limit.removesuffix("_s").upper()
+    return (
+        f"{name}: the best that keeps the other limits is {best * 1e3:.1f} ms at the "
+        f"{limits.side} estimate, {(best / value - 1):.0%} above the limit of {value * 1e3:.1f} ms"
+    )

@@ -1,0 +1,89 @@
+"""A timed sheet summed to seconds of one forward pass, and to shares by stage."""
+
+from __future__ import annotations
+
+import polars as pl
+
+from hwprofiles.cluster import Cluster
+from hwprofiles.timing import TIMES, time_kernels
+from planner.engines import Engine, Phase
+from planner.quantities import Source, StageShare
+
+STEP: dict[str, type[pl.DataType]] = {
+    "point": pl.UInt32,
+    "low_s": pl.Float64,
+    "typical_s": pl.Float64,
+    "high_s": pl.Float64,
+    "host_s": pl.Float64,  # the engine's own part, in each of the three
+}
+"""Seconds of one forward pass through all layers, host work included."""
+HOST = "host"
+"""The stage under which the engine's own time is shown."""
+
+
+def time_sheet(sheet: pl.DataFrame, cluster: Cluster, engine: Engine) -> pl.DataFrame:
+    """Price every row of a work sheet; equal rows are priced once.
+
+    Returns:
+        The sheet with `low_s`, `typical_s`, `high_s` of one run, `bound_by` and `source`.
+    """
+    keys = [c for c in sheet.columns if c not in ("point", "stage", "repeat_count")]
+    used = [c for c in keys if sheet[c].null_count() < sheet.height]
+    distinct = sheet.select(keys).unique(subset=used, maintain_order=True)
+    timed = time_kernels(distinct, cluster, engine.name)
+    return sheet.join(
+        timed.select(*used, *TIMES, "bound_by", "source"), on=used, how="left", nulls_equal=True,
+        maintain_order="left",
+    )  # fmt: skip
+
+
+def step_seconds(
+    timed: pl.DataFrame, points: pl.DataFrame, engine: Engine, layers: int
+) -> pl.DataFrame:
+    """Sum rows to passes, columns `STEP` and `host_s`, one row a point in the points' order."""
+    sums = timed.group_by("point").agg(
+        (pl.col(name) * pl.col("repeat_count")).sum() for name in TIMES
+    )
+    joined = points.join(sums, on="point", how="left", maintain_order="left")
+    phase = pl.when(pl.col("phase") == "decode")
+    host = phase.then(_host(engine, "decode", layers)).otherwise(_host(engine, "prefill", layers))
+    return joined.with_columns(host.alias("host_s")).select(
+        "point", *(pl.col(name) + pl.col("host_s") for name in TIMES), "host_s"
+    )
+
+
+def _host(engine: Engine, phase: Phase, layers: int) -> pl.Expr:
+    """Seconds an engine's host adds to a pass of a phase: base, layers, sequences."""
+    each = engine.overhead[phase].per_sequence_s.value
+    return engine.step_overhead_s(phase, layers) + pl.col("batch") * each
+
+
+def stage_shares(timed: pl.DataFrame, point: int, host_s: float) -> list[StageShare]:
+    """Where one pass spends its time, the longest stage first, the engine's host last."""
+    rows = timed.filter(point=point).with_columns(
+        spent_s=pl.col("typical_s") * pl.col("repeat_count")
+    )
+    by_stage = (
+        rows.sort("spent_s", descending=True)
+        .group_by("stage", maintain_order=True)
+        .agg(pl.col("spent_s").sum(), pl.col("bound_by").first(), pl.col("source").first())
+        .sort("spent_s", descending=True)
+    )
+    total = float(by_stage["spent_s"].sum()) + host_s
+    shares = [
+        StageShare(stage=r["stage"], seconds_s=r["spent_s"], share_ratio=r["spent_s"] / total,
+                   bound_by=r["bound_by"], source=r["source"])
+        for r in by_stage.iter_rows(named=True)
+    ]  # fmt: skip
+    host = StageShare(stage=HOST, seconds_s=host_s, share_ratio=host_s / total,
+                      bound_by="latency", source="assumed")  # fmt: skip
+    return [*shares, host]
+
+
+SOURCE_ORDER: tuple[Source, ...] = ("measured", "calibrated", "modelled", "assumed")
+
+
+def weakest_source(timed: pl.DataFrame) -> Source:
+    """A sum is as certain as its least certain part."""
+    present = set(timed["source"].unique())
+    return max((s for s in SOURCE_ORDER if s in present), key=SOURCE_ORDER.index)

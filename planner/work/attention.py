@@ -1,0 +1,93 @@
+"""Rows of the attention stage: projections, scores and values, norms, the sum over ranks."""
+
+from __future__ import annotations
+
+import polars as pl
+
+from planner.moe_model import GqaAttention, MlaAttention
+from planner.work.rows import LayerWork, Value, gemm, per_layer, tokens, write_rows
+
+NORM_PASSES = 3
+"""A fused residual add and norm reads two hidden-wide tensors and writes one more."""
+BF16_BYTES = 2
+
+
+def attention_rows(points: pl.DataFrame, layer: LayerWork) -> list[pl.DataFrame]:
+    """Everything between two residual adds around attention, on one tensor-parallel rank."""
+    part = layer.kind.attention
+    if part is None:
+        return []
+    if isinstance(part, MlaAttention):
+        return [*_mla(points, layer, part), *_sum(points, layer)]
+    return [*_gqa(points, layer, part), *_sum(points, layer)]
+
+
+def _gqa(points: pl.DataFrame, layer: LayerWork, part: GqaAttention) -> list[pl.DataFrame]:
+    runs, dtype, tp = per_layer(layer.layers), layer.formats.weights.attention, pl.col("tp")
+    heads = part.heads / tp
+    kv_heads = pl.max_horizontal(part.kv_heads / tp, pl.lit(1.0))
+    query = heads * part.head_dim * (1 + part.output_gate)
+    width = query + kv_heads * (part.head_dim + part.value_dim)
+    core: dict[str, Value] = {
+        "heads": heads, "kv_heads": kv_heads, "head_dim": part.head_dim,
+        "v_head_dim": part.value_dim,
+    }  # fmt: skip
+    if part.window_tokens:
+        core["window"] = part.window_tokens
+    return [
+        gemm(points, "attention", runs, (tokens(), width, layer.hidden), dtype),
+        *_core(points, layer, "attention", core),
+        gemm(points, "attention", runs, (tokens(), layer.hidden, heads * part.value_dim), dtype),
+    ]
+
+
+def _mla(points: pl.DataFrame, layer: LayerWork, part: MlaAttention) -> list[pl.DataFrame]:
+    """Down-projections are replicated; heads are cut by tp. Decode runs the absorbed form."""
+    runs, dtype = per_layer(layer.layers), layer.formats.weights.attention
+    heads, rank = part.heads / pl.col("tp"), part.kv_lora_rank
+    source = part.q_lora_rank or layer.hidden
+    down = (part.q_lora_rank or 0) + rank + part.qk_rope_head_dim
+    core: dict[str, Value] = {"heads": heads, "kv_heads": heads, "head_dim": part.qk_head_dim,
+            "v_head_dim": part.v_head_dim, "kv_rank": rank,
+            "rope_dim": part.qk_rope_head_dim}  # fmt: skip
+    if part.index_topk:
+        core["window"] = part.index_topk
+    prefill, decode = (points.filter(phase=phase) for phase in ("prefill", "decode"))
+    expand = heads * (part.qk_nope_head_dim + part.v_head_dim)
+    absorb = heads * (part.qk_nope_head_dim + part.v_head_dim)
+    return [
+        gemm(points, "attention", runs, (tokens(), down, layer.hidden), dtype),
+        gemm(points, "attention", runs, (tokens(), heads * part.qk_head_dim, source), dtype),
+        gemm(prefill, "attention", runs, (tokens(), expand, rank), dtype),
+        gemm(decode, "attention", runs, (tokens(), absorb, rank), "bf16"),
+        *_core(points, layer, "mla", core),
+        gemm(points, "attention", runs, (tokens(), layer.hidden, heads * part.v_head_dim), dtype),
+    ]
+
+
+def _core(
+    points: pl.DataFrame, layer: LayerWork, name: str, sizes: dict[str, Value]
+) -> list[pl.DataFrame]:
+    """Scores and values: prefill over new tokens and the past, decode over the cache."""
+    runs = per_layer(layer.layers)
+    formats = {"dtype": "bf16", "kv_dtype": layer.formats.kv_dtype}
+    prefill, decode = (points.filter(phase=phase) for phase in ("prefill", "decode"))
+    batch, new, past = pl.col("batch"), pl.col("new_tokens"), pl.col("past_tokens")
+    return [
+        write_rows(prefill, "attention", f"{name}_prefill", runs, batch=batch, seq=new, past=past,
+                   **sizes, **formats),
+        write_rows(decode, "attention", f"{name}_decode", runs, batch=batch, seq=past, queries=new,
+                   **sizes, **formats),
+    ]  # fmt: skip
+
+
+def _sum(points: pl.DataFrame, layer: LayerWork) -> list[pl.DataFrame]:
+    """Norms, and the all-reduce that closes a tensor-parallel block (Megatron-LM, section 3)."""
+    runs, size = per_layer(layer.layers), tokens() * layer.hidden * BF16_BYTES
+    norms = layer.kind.norms * NORM_PASSES
+    shared = points.filter(pl.col("tp") > 1)
+    return [
+        write_rows(points, "norms", "elementwise", runs, bytes=size * norms),
+        write_rows(shared, "all_reduce", "all_reduce", runs, devices=pl.col("tp"),
+                   message_bytes=size, dtype="bf16"),
+    ]  # fmt: skip

@@ -1,0 +1,75 @@
+"""The work sheet: every kernel that every forward pass runs, stage by stage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import polars as pl
+
+from hwprofiles.kernels import DTYPES
+from planner.moe_model import MoeModel
+from planner.work.attention import attention_rows
+from planner.work.exchange import exchange_rows
+from planner.work.experts import feed_forward_rows
+from planner.work.rows import SHEET, Formats, LayerWork, gemm, tokens, write_rows
+
+BF16_BYTES = 2
+STAGES: tuple[Callable[[pl.DataFrame, LayerWork], list[pl.DataFrame]], ...] = (
+    attention_rows,
+    exchange_rows,
+    feed_forward_rows,
+)
+"""What a layer does, in order; a new stage is one function here."""
+
+
+def formats_of(model: MoeModel, precision: str | None, kv_dtype: str) -> Formats:
+    """Formats of a question: the checkpoint's own, or one precision for all matrix products.
+
+    Dispatch travels in 8 bits where the experts compute in 8 or fewer, else in 16 (DeepEP README).
+    """
+    weights = model.weights
+    if precision is not None:
+        kept = weights.model_dump() | dict.fromkeys(("routed", "shared", "dense"), precision)
+        if DTYPES[precision].compute in ("fp8", "int8", "bf16"):
+            kept["attention"] = precision
+        weights = weights.model_validate(kept)
+    compute = DTYPES[weights.routed].compute
+    dispatch = {"fp8": "fp8_block", "fp4": "fp8_block", "int8": "int8"}.get(compute, "bf16")
+    return Formats(weights, kv_dtype, dispatch)
+
+
+def build_sheet(points: pl.DataFrame, model: MoeModel, formats: Formats) -> pl.DataFrame:
+    """Expand forward passes into kernel rows.
+
+    Args:
+        points: one pass a row, columns `POINT`, `busy_ratio` and `active_experts`.
+        model: the model every point runs.
+        formats: numeric formats.
+
+    Returns:
+        Columns `SHEET`, many rows a point; `repeat_count` counts runs in one pass.
+    """
+    parts = []
+    for name, layers in model.kind_counts().items():
+        layer = LayerWork(model.kinds[name], layers, model.hidden, formats)
+        for stage in STAGES:
+            parts += stage(points, layer)
+    parts += _ends(points, model, formats)
+    sheet = pl.concat([part for part in parts if part.height], how="diagonal")
+    missing = [pl.lit(None, kind).alias(c) for c, kind in SHEET.items() if c not in sheet.columns]
+    return sheet.with_columns(missing).select(*SHEET)
+
+
+def _ends(points: pl.DataFrame, model: MoeModel, formats: Formats) -> list[pl.DataFrame]:
+    """Embedding look-up, the head on the tokens that need logits, hops between pipeline stages."""
+    size = tokens() * model.hidden * BF16_BYTES
+    logits = pl.when(pl.col("phase") == "decode").then(tokens()).otherwise(pl.col("batch"))
+    staged = points.filter(pl.col("pp") > 1)
+    vocab = model.vocab / pl.col("tp")
+    apart = pl.when(pl.col("tp") * pl.col("dp") >= pl.col("node_devices")).then(2).otherwise(1)
+    return [
+        write_rows(points, "head", "elementwise", 1, bytes=2 * size),
+        gemm(points, "head", 1, (logits, vocab, model.hidden), formats.weights.embedding),
+        write_rows(staged, "pipeline", "send_recv", pl.col("pp") - 1, devices=2, nodes=apart,
+                   message_bytes=size / pl.col("tp"), dtype="bf16"),
+    ]  # fmt: skip

@@ -1,0 +1,34 @@
+"""What the users of a service send: prompt and answer lengths, and how many at a time."""
+
+from __future__ import annotations
+
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from hwprofiles.document import Document
+
+Tokens = Annotated[int, Field(ge=1, le=100_000_000)]
+
+
+class Workload(Document):
+    """Requests of one kind; give `concurrency` or `request_rate`, or neither to ask the most."""
+
+    isl: Tokens
+    """Input sequence length in tokens."""
+    osl: Tokens
+    """Output sequence length in tokens."""
+    concurrency: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
+    """Requests in flight over the whole cluster."""
+    request_rate: Annotated[float, Field(gt=0, le=1e9)] | None = None  # unit: requests per second
+    """Requests per second over the whole cluster."""
+    prefix_tokens: Annotated[int, Field(ge=0)] = 0
+    """Prompt tokens whose cache is already there."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.concurrency is not None and self.request_rate is not None:
+            raise ValueError("give concurrency or request_rate, not both")
+        if self.prefix_tokens >= self.isl:
+            raise ValueError(f"prefix_tokens {self.prefix_tokens} must be below isl {self.isl}")
+        return self

@@ -1,0 +1,62 @@
+"""A plan as plain text for a terminal, with the labels of `views`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from planner.plan import Plan
+from planner.point import Estimated
+from reports import views
+
+
+def text_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Lay out a plain table; columns whose first cell is a number stand to the right.
+
+    >>> print(text_table(["name", "GiB"], [["h100", "80"], ["b200", "180"]]))
+    name  GiB
+    ----  ---
+    h100   80
+    b200  180
+    """
+    table = [list(headers), *(list(row) for row in rows)]
+    widths = [max(len(row[i]) for row in table) for i in range(len(headers))]
+    right = [bool(rows) and rows[0][i][:1].isdigit() for i in range(len(headers))]
+    table.insert(1, ["-" * width for width in widths])
+    lines = [
+        "  ".join(
+            cell.rjust(width) if flush else cell.ljust(width)
+            for cell, width, flush in zip(row, widths, right, strict=True)
+        ).rstrip()
+        for row in table
+    ]
+    return "\n".join(lines)
+
+
+def plan_text(plan: Plan) -> str:
+    """The whole answer as text: headline, ranking, limits, rejections, memory."""
+    rows = [views.option_row(option).cells() for option in plan.options]
+    parts = [
+        f"{plan.scenario.model.name} on {plan.scenario.cluster.title}",
+        views.headline(plan),
+        f"TTFT {views.milliseconds(plan.ttft_s)}, TPOT {views.milliseconds(plan.tpot_s)}, "
+        f"{views.tokens_rate(plan.output_tokens_per_s_per_device)} output tokens/s/device",
+        "",
+        text_table(views.OPTION_HEADERS, rows),
+        "",
+        *(f"- {sentence}" for sentence in views.binding_sentences(plan)),
+        *(f"- lost: {sentence}" for sentence in views.rejected_sentences(plan)),
+        *(f"- memory: {sentence}" for sentence in views.memory_sentences(plan)),
+        f"Proof: {views.proof_sentence(plan)}",
+        *(f"Assumed: {text}" for text in plan.assumptions),
+    ]
+    return "\n".join(parts)
+
+
+def estimate_text(answer: Estimated) -> str:
+    """One configuration's figures as text."""
+    rows = views.estimate_rows(answer)
+    parts = [text_table(["quantity", "typical", "low", "high", "source"], rows)]
+    if answer.memory is not None:
+        parts.append(views.fit_sentence(answer.memory))
+    parts += [f"Assumed: {text}" for text in answer.assumptions]
+    return "\n".join(parts)
