@@ -12,8 +12,12 @@ from hwprofiles.errors import MoesaicError
 
 VERBS: dict[str, tuple[str, str]] = {
     "plan": ("api.commands.plan", "Which layout, parallelism and pools serve a scenario best."),
+    "estimate": ("api.commands.estimate", "What one given configuration does, or a file of them."),
     "models": ("api.commands.models", "What is known of a model: parameters, memory, structure."),
     "hardware": ("api.commands.hardware", "What is known of devices and clusters, with sources."),
+    "report": ("api.commands.report", "Plans as self-contained HTML pages, a folder at a time."),
+    "serve": ("api.commands.serve", "The REST service on this machine."),
+    "doctor": ("api.commands.doctor", "Is this installation whole, and what can it do here."),
 }
 """Verb: module that holds its `command`, one line of help."""
 

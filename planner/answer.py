@@ -19,7 +19,7 @@ from planner.plan import (
     Rejected,
 )
 from planner.pricing import Priced
-from planner.quantities import Estimate, Source, StageShare
+from planner.quantities import Estimate, Source
 from planner.scenario import Scenario
 from planner.search.assignment import Choice, choose
 from planner.search.explanation import binding_limits

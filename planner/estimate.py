@@ -259,7 +259,8 @@ def _estimated(
         fits=memory.total_bytes <= memory.capacity_bytes,
         breakdown=tuple(
             stage_shares(
-                priced.timed, decode["decode_point"],
+                priced.timed,
+                decode["decode_point"],
                 priced.passes["host_s"][decode["decode_point"]],
             )
         ),

@@ -58,7 +58,9 @@ def scatter(points: Sequence[Point], x_label: str, y_label: str) -> str:
     grid = []
     for value in ticks(x_most):
         cx, _ = place(value, 0)
-        grid.append(_line(cx, TOP, cx, TOP + plot_h) + _text(cx, TOP + plot_h + 18, "middle", value))
+        grid.append(
+            _line(cx, TOP, cx, TOP + plot_h) + _text(cx, TOP + plot_h + 18, "middle", value)
+        )
     for value in ticks(y_most):
         _, cy = place(0, value)
         grid.append(_line(LEFT, cy, LEFT + plot_w, cy) + _text(LEFT - 8, cy + 4, "end", value))

@@ -10,7 +10,7 @@ from reports import views
 
 
 def text_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Lay out a plain table; columns whose first cell is a number stand to the right.
+    """Lay out a plain table; columns of numbers stand to the right.
 
     >>> print(text_table(["name", "GiB"], [["h100", "80"], ["b200", "180"]]))
     name  GiB
@@ -20,7 +20,7 @@ def text_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """
     table = [list(headers), *(list(row) for row in rows)]
     widths = [max(len(row[i]) for row in table) for i in range(len(headers))]
-    right = [bool(rows) and rows[0][i][:1].isdigit() for i in range(len(headers))]
+    right = [bool(rows) and all(row[i][:1].isdigit() for row in rows) for i in range(len(headers))]
     table.insert(1, ["-" * width for width in widths])
     lines = [
         "  ".join(

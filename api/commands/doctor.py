@@ -26,12 +26,13 @@ def _solver() -> str:
     from planner.search.solver import Programme
 
     programme = Programme("check", maximise=True)
-    whole = programme.integer("x", 0, 7)
-    programme.require("half", programme.total([(whole, 2)]) <= 7)
+    most, best = 7, 3  # the largest whole x with 2x <= 7
+    whole = programme.integer("x", 0, most)
+    programme.require("half", programme.total([(whole, 2)]) <= most)
     programme.objective(programme.total([(whole, 1)]))
     found = programme.solve().objective
-    if found != 3:  # noqa: PLR2004 - the largest whole x with 2x <= 7
-        raise MoesaicError("internal", f"the solver answers {found} where 3 is right")
+    if found != best:
+        raise MoesaicError("internal", f"the solver answers {found} where {best} is right")
     return "HiGHS solves a test programme"
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from api.output import Output, output_options, text_table
+from api.output import Output, output_options
 from hwprofiles.cluster import Cluster
 from hwprofiles.device import Device
 from hwprofiles.document import Document, parse_as
@@ -17,6 +17,7 @@ from hwprofiles.files import apply_overrides, read_document
 from hwprofiles.library import load_cluster, load_device, load_hardware, names
 from hwprofiles.sourced import Sourced
 from hwprofiles.units import format_quantity
+from reports.text import text_table
 
 SUFFIXES = {
     "_bytes_per_s": "bytes per second",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 
+from hwprofiles.errors import MoesaicError
 from planner.moe_model import GqaAttention, MlaAttention
 from planner.work.rows import LayerWork, Value, gemm, per_layer, tokens, write_rows
 
@@ -15,11 +16,18 @@ BF16_BYTES = 2
 def attention_rows(points: pl.DataFrame, layer: LayerWork) -> list[pl.DataFrame]:
     """Everything between two residual adds around attention, on one tensor-parallel rank."""
     part = layer.kind.attention
-    if part is None:
-        return []
     if isinstance(part, MlaAttention):
         return [*_mla(points, layer, part), *_sum(points, layer)]
-    return [*_gqa(points, layer, part), *_sum(points, layer)]
+    if isinstance(part, GqaAttention):
+        return [*_gqa(points, layer, part), *_sum(points, layer)]
+    mixer = part or layer.kind.mixer
+    if mixer is None:
+        return []
+    raise MoesaicError(
+        "outside_evidence",
+        f"layers with {mixer.kind} in attention's place are counted but not timed; timed kinds: "
+        "gqa, mla", "/model",
+    )  # fmt: skip
 
 
 def _gqa(points: pl.DataFrame, layer: LayerWork, part: GqaAttention) -> list[pl.DataFrame]:
