@@ -10,7 +10,7 @@ from planner.answer import build_plan
 from planner.candidates import enumerate_layouts, layout_frame, phase_points
 from planner.plan import Plan
 from planner.pricing import price, question_of
-from planner.scenario import Scenario
+from planner.scenario import Scenario, inline_files
 from planner.search.assignment import choose, within_limits
 from planner.search.explanation import why_infeasible
 from planner.timing.serving import serving_table
@@ -38,8 +38,8 @@ def parse_scenario(data: object) -> Scenario:
 
 
 def read_scenario(path: Path, overrides: tuple[str, ...] = ()) -> Scenario:
-    """Read a scenario file with `--set` overrides; its relative paths count from its folder."""
+    """Read a scenario file with `--set` overrides; files it names count from its own folder."""
     data = read_document(path)
     if not isinstance(data, dict):
         raise MoesaicError("invalid", f"{path} holds no scenario; see tests/scenarios", "/")
-    return parse_scenario(apply_overrides(data, overrides))
+    return parse_scenario(inline_files(apply_overrides(data, overrides), path.parent))

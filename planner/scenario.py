@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -13,7 +14,8 @@ from hwprofiles.errors import MoesaicError
 from hwprofiles.kernels import DTYPES
 from hwprofiles.library import resolve_cluster
 from hwprofiles.units import Seconds, Share
-from planner.model_library import resolve_model
+from planner.formats.expert_load import read_expert_load
+from planner.model_library import read_model, resolve_model
 from planner.moe_model import MoeModel
 from planner.routing import Routing, UniformRouting
 from planner.workload import Workload
@@ -90,3 +92,20 @@ class Scenario(Document):
     choices: Choices = Choices()
     limits: Limits = Limits()
     objective: Literal["output_tokens_per_s_per_device"] = "output_tokens_per_s_per_device"
+
+
+def inline_files(data: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Put the content of files that a question names into it, so that it is complete.
+
+    Only the shell does this, with the user's own files; over REST a question holds no paths.
+    `routing: {kind: measured, file: PATH}` becomes its counts; `model: PATH` (a config.json or the
+    folder that holds one) becomes the model it describes.
+    """
+    result = dict(data)
+    routing = data.get("routing")
+    if isinstance(routing, dict) and "file" in routing:
+        result["routing"] = read_expert_load(folder / str(routing["file"]))
+    model = data.get("model")
+    if isinstance(model, str) and (folder / model).exists():
+        result["model"] = read_model(folder / model)
+    return result

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Callable
 from importlib.metadata import version
 
 import click
@@ -41,7 +42,7 @@ def _extra(package: str, use: str) -> str:
     return f"{'installed' if found else 'absent'} ({use})"
 
 
-CHECKS = {
+CHECKS: dict[str, Callable[[], str]] = {
     "python": lambda: sys.version.split()[0],
     "moesaic": lambda: version("moesaic"),
     "catalogue": _catalogue,
