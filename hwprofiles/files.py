@@ -154,6 +154,8 @@ def apply_overrides(data: dict[str, Any], overrides: tuple[str, ...]) -> dict[st
         node: dict[str, Any] = result
         for name in parents:
             child = node.setdefault(name, {})
+            if isinstance(child, str):  # a catalogue name, of which one field changes
+                child = node[name] = {"base": child}
             if not isinstance(child, dict):
                 raise MoesaicError("invalid", f"--set {override!r}: {name} holds no fields")
             node = child

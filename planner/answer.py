@@ -112,7 +112,8 @@ def _options(
     while current is not None and len(options) < OPTIONS:
         rows = [(pick.workers, _row(table, pick.row)) for pick in current.picks]
         options.append(_option(scenario, rows, len(options) + 1, source))
-        left = left.filter(~_same_layout(rows[-1][1]))
+        main = next(row for _, row in rows if row["role"] != "prefill")
+        left = left.filter(~_same_layout(main))
         current = choose(left, scenario)
     return options
 
@@ -188,6 +189,11 @@ def _rejected(scenario: Scenario, table: pl.DataFrame, best: Option) -> tuple[Re
         .with_columns(_per_device(scenario), pl.col("broken").str.slice(0, 4).alias("limit"))
         .filter(pl.col("per_device") > looks)
         .sort("per_device", "row", descending=[True, False])
+        .unique(
+            subset=["limit", "tp", "dp", "pp", "moe_tp", "moe_ep"],
+            keep="first",
+            maintain_order=True,
+        )
         .group_by("limit", maintain_order=True)
         .head(2)
         .head(REJECTED)
@@ -201,7 +207,8 @@ def _rejected(scenario: Scenario, table: pl.DataFrame, best: Option) -> tuple[Re
 
 def _frontier(scenario: Scenario, table: pl.DataFrame) -> tuple[FrontierPoint, ...]:
     """The best device rate at each user speed, limits kept or not (prefill pools apart)."""
-    users = table.filter(pl.col("role") != "prefill").with_columns(
+    fits = pl.col("broken").is_null() | ~pl.col("broken").str.starts_with("needs")
+    users = table.filter((pl.col("role") != "prefill") & fits).with_columns(
         _per_device(scenario), (1 / pl.col("tpot_s_typical")).alias("per_user")
     )
     ordered = users.sort("per_user", "per_device", "row", descending=[True, True, False])

@@ -6,7 +6,7 @@ the served rate R (requests per second). One candidate a role; aggregated or a p
     maximise   R                  (where a rate is asked: minimise devices with R at that rate)
     subject to R <= Σ workers_c rate_c       over aggregated candidates and the slower pool
                Σ workers_c devices_c <= devices
-               workers_c <= most_c use_c
+               use_c <= workers_c <= most_c use_c
                Σ use_agg + Σ use_decode = 1,  Σ use_prefill = Σ use_decode
                Σ workers_c inflight_c >= concurrency, where one is given
 """
@@ -100,11 +100,38 @@ def choose(table: pl.DataFrame, scenario: Scenario) -> Choice | None:
     solution = programme.solve()
     if not solution.values:
         return None
-    picks = [
+    found = [
         Pick(row["row"], row["role"], round(solution.values[str(workers[row["row"]])]))
         for row in columns.iter_rows(named=True)
     ]
-    return Choice(tuple(pick for pick in picks if pick.workers > 0), solution, columns.height)
+    picks = _quickest([pick for pick in found if pick.workers > 0], allowed)
+    return Choice(picks, solution, columns.height)
+
+
+ORDER = ("prefill", "agg", "decode")
+"""Roles in the order a request meets them."""
+
+
+def _quickest(picks: list[Pick], allowed: pl.DataFrame) -> tuple[Pick, ...]:
+    """Of candidates that serve the same rate on the same devices, take the one of least latency.
+
+    The programme sees only rates; a pool that is not the slower one often has rate to spare.
+    """
+    rows = {pick.row: allowed.filter(row=pick.row).row(0, named=True) for pick in picks}
+    served = min(pick.workers * rows[pick.row]["request_rate_typical"] for pick in picks)
+    swapped = []
+    for pick in picks:
+        row = rows[pick.row]
+        latency = "ttft_s_typical" if pick.role == "prefill" else "tpot_s_typical"
+        equal = allowed.filter(
+            pl.col("role") == pick.role,
+            pl.col("devices") == row["devices"],
+            pl.col("request_rate_typical") * pick.workers >= served * (1 - 1e-9),
+            (pl.col("inflight") >= row["inflight"]) | (pick.role == "prefill"),
+        )
+        best = equal.sort(latency, "row").row(0, named=True)
+        swapped.append(Pick(best["row"], pick.role, pick.workers))
+    return tuple(sorted(swapped, key=lambda pick: ORDER.index(pick.role)))
 
 
 def device_limit(scenario: Scenario) -> int:
@@ -153,6 +180,7 @@ def _column(programme: Programme, row: dict[str, Any], devices: int) -> Column:
     )
     link = programme.total([(column.workers, 1), (column.use, -most)])
     programme.require(f"used_{name}", link <= 0)
+    programme.require(f"some_{name}", programme.total([(column.workers, 1), (column.use, -1)]) >= 0)
     return column
 
 

@@ -61,12 +61,24 @@ def why_infeasible(table: pl.DataFrame, scenario: Scenario) -> MoesaicError:
         if (text := _miss(limit, best, scenario.limits, scenario)) is not None
     ]
     if not reasons:
-        asked = scenario.workload.request_rate or scenario.workload.concurrency
-        reasons = [
-            f"candidates keep every limit alone, but no combination on {device_limit(scenario)} "
-            f"devices serves the asked load of {asked}"
-        ]
+        reasons = [_too_much(table, scenario)]
     return MoesaicError("infeasible", "; ".join(reasons), "/limits")
+
+
+def _too_much(table: pl.DataFrame, scenario: Scenario) -> str:
+    """The asked load is too high: say which load these devices hold within the limits."""
+    work = scenario.workload
+    asked = f"request_rate {work.request_rate}" if work.request_rate else ""
+    asked = asked or f"concurrency {work.concurrency}"
+    free = work.model_copy(update={"request_rate": None, "concurrency": None})
+    most = choose(table, scenario.model_copy(update={"workload": free}))
+    said = f"{asked} cannot be served on {device_limit(scenario)} devices within the limits"
+    if most is None:
+        return said
+    held = table.filter(pl.col("row").is_in([p.row for p in most.picks if p.role != "prefill"]))
+    inflight = sum(p.workers for p in most.picks if p.role != "prefill") * held["inflight"][0]
+    rate = served_rate(most, table)
+    return f"{said}; the most is {rate:.3g} requests/s with {inflight:.0f} requests in flight"
 
 
 def _nearest(table: pl.DataFrame, scenario: Scenario) -> list[tuple[str, float]]:
