@@ -106,6 +106,7 @@ DTYPES: dict[str, Dtype] = {
     "w4a8": Dtype(0.5 + _GROUP_128_SCALE, 1, "int8"),
     "nvfp4": Dtype(0.5 + _NVFP4_SCALE, 0.5 + _NVFP4_SCALE, "fp4"),
     "mxfp4": Dtype(0.5 + _MXFP4_SCALE, 0.5 + _MXFP4_SCALE, "fp4"),
+    "mxfp8": Dtype(1 + _MXFP4_SCALE, 1 + _MXFP4_SCALE, "fp8"),
     "w4a8_mxfp4": Dtype(0.5 + _MXFP4_SCALE, 1 + 1 / 32, "fp8"),
     "w4a16_mxfp4": Dtype(0.5 + _MXFP4_SCALE, 2, "bf16"),
     "q4_0": Dtype(18 / 32, 2, "bf16"),

@@ -1,54 +1,187 @@
-"""Find models by name among the shipped documents, or take them inline."""
+"""Find a model by name, by a config file or folder, or take it inline.
+
+`planner/models/*.yaml` holds one model each: its names, where its numbers come from, and either a
+`config` as Hugging Face writes it or a `model` document.
+"""
 
 from __future__ import annotations
 
+import json
+import math
 from functools import cache
 from pathlib import Path
+from typing import Any
 
-from hwprofiles.document import parse_as
+from hwprofiles.document import Document
 from hwprofiles.errors import MoesaicError, unknown_name
-from hwprofiles.files import read_document
+from hwprofiles.files import MAX_DEPTH, parse_text, read_document, read_text
 from hwprofiles.library import canonical
+from planner.formats.hf_config import read_config
 from planner.moe_model import MoeModel
 
-FOLDER = Path(__file__).parent / "models"
+ROOT = Path(__file__).parent / "models"
+
+
+class ModelEntry(Document):
+    """One file of the catalogue."""
+
+    schema_version: int = 1
+    name: str
+    title: str
+    aliases: tuple[str, ...] = ()
+    source: str
+    date: str
+    note: str = ""
+    config: dict[str, Any] | None = None
+    quant: dict[str, Any] | None = None
+    model: dict[str, Any] | None = None
 
 
 @cache
+def entries() -> dict[str, ModelEntry]:
+    """Every model of the catalogue by name."""
+    return {
+        path.stem: ModelEntry.parse(read_document(path), what=path.name)
+        for path in sorted(ROOT.glob("*.yaml"))
+    }
+
+
 def model_names() -> tuple[str, ...]:
-    """Names of the shipped models."""
-    return tuple(sorted(path.stem for path in FOLDER.glob("*.yaml")))
+    """Names of the catalogue's models."""
+    return tuple(entries())
 
 
 @cache
-def load_model(name: str) -> MoeModel:
-    """Load a shipped model by name; an owner before a slash is passed over.
+def _aliases() -> dict[str, str]:
+    """Every way to write a model's name, canonical, to its name."""
+    found: dict[str, str] = {}
+    for name, entry in entries().items():
+        for alias in (name, entry.title, *entry.aliases):
+            found[canonical(alias)] = name
+            found[canonical(alias.rpartition("/")[2])] = name
+    return found
+
+
+@cache
+def load_named(name: str) -> MoeModel:
+    """Load a model of the catalogue by name, title or alias ("deepseek-ai/DeepSeek-V3").
 
     Raises:
         MoesaicError: `unknown_name`, with the nearest known names.
     """
-    wanted = canonical(name.rpartition("/")[2])
-    if wanted not in model_names():
-        raise unknown_name("model", name, model_names())
-    return parse_as(MoeModel, read_document(FOLDER / f"{wanted}.yaml"), what=f"model {wanted}")
+    wanted = _aliases().get(canonical(name)) or _aliases().get(canonical(name.rpartition("/")[2]))
+    if wanted is None:
+        raise unknown_name("model", name, entries(), "/model")
+    entry = entries()[wanted]
+    sources = (f"{entry.source} ({entry.date})",)
+    if entry.model is not None:
+        data = {"name": entry.title, "sources": sources, **entry.model}
+        return MoeModel.parse(data, what=f"model {wanted}")
+    model = read_config(entry.config or {}, name=entry.title, quant=entry.quant)
+    return model.model_copy(update={"sources": sources})
 
 
-def resolve_model(data: object) -> MoeModel:
-    """Take a name or an inline model document."""
-    if isinstance(data, MoeModel):
-        return data
-    if isinstance(data, str):
-        return load_model(data)
-    return parse_as(MoeModel, data, what="model")
+def load_model(source: str | Path, *, assume: bool = False) -> MoeModel:
+    """Load a model by name, or from a `config.json` or a folder that holds one.
+
+    Args:
+        source: a catalogue name or alias, a file, or a folder; `hf_quant_config.json` and a
+            safetensors index beside a config are read too.
+        assume: read an unknown model_type by its field names.
+
+    Raises:
+        MoesaicError: `unknown_name`, `invalid` or `outside_evidence`.
+    """
+    text = str(source)
+    looks_like_path = text.endswith((".json", ".yaml", ".yml")) or text.startswith((".", "/", "~"))
+    path = Path(text).expanduser()
+    if isinstance(source, str) and not looks_like_path and canonical(text) in _aliases():
+        return load_named(text)
+    if looks_like_path or path.is_dir():
+        return read_model_file(path, assume=assume)
+    return load_named(text)
 
 
 def read_model(path: Path) -> MoeModel:
-    """Read a model document from a file.
+    """Read a model document, a config, or a folder that holds one."""
+    return read_model_file(path)
+
+
+def read_model_file(path: Path, *, assume: bool = False) -> MoeModel:
+    """Read a config, a model document or a folder with a config."""
+    config = path / "config.json" if path.is_dir() else path
+    if config.suffix in {".yaml", ".yml"}:
+        document = read_document(config)
+        if not isinstance(document, dict):
+            raise MoesaicError("invalid", f"{config} is no model document and no config")
+        return resolve_model(document, assume=assume)
+    data = read_json(config)
+    if isinstance(data, dict) and "kinds" in data:
+        return MoeModel.parse(data, what="model")
+    beside = config.parent / "hf_quant_config.json"
+    quant = read_json(beside) if config.name == "config.json" and beside.is_file() else None
+    name = config.parent.name.replace("--", "/") if config.name == "config.json" else config.stem
+    model = read_config(data, name=name or "model", quant=quant, assume=assume)
+    return model.model_copy(update={"sources": (str(config),)})
+
+
+def resolve_model(data: object, *, assume: bool = False) -> MoeModel:
+    """Take a model, a name, a model document, a catalogue entry or a config, inline."""
+    if isinstance(data, MoeModel):
+        return data
+    if isinstance(data, str):
+        return load_model(data, assume=assume)
+    if isinstance(data, dict) and "kinds" in data:
+        return MoeModel.parse(data, what="model")
+    if isinstance(data, dict):
+        return read_config(data, name=str(data.get("name", "inline")), assume=assume)
+    raise MoesaicError("invalid", "a model is a name, a config or a model document", "/model")
+
+
+def read_json(path: Path) -> Any:  # noqa: ANN401 - plain data of any shape
+    """Read a config as JSON: duplicate keys, NaN, depth and size are refused.
+
+    Python writes `Infinity` into configs (Nemotron-H's `time_step_limit`), so that one constant is
+    read; a size that is infinite is refused where it is used.
+    """
+    return parse_config(read_text(path), str(path))
+
+
+def parse_config(text: str, name: str) -> Any:  # noqa: ANN401 - plain data of any shape
+    """Parse a config's text.
 
     Raises:
-        MoesaicError: `invalid` when it is none.
+        MoesaicError: `invalid`, with the file and what is wrong with it.
     """
-    data = read_document(path)
-    if isinstance(data, dict) and "kinds" in data:
-        return parse_as(MoeModel, data, what=f"model {path.name}")
-    raise MoesaicError("invalid", f"{path} is no model document; it needs name, kinds, layers")
+    if "Infinity" not in text:
+        return parse_text(text, name, as_json=True)
+    try:
+        json.loads(text, parse_constant=_infinity)
+    except (ValueError, RecursionError) as error:
+        raise MoesaicError("invalid", f"{name}: {error} (depth at most {MAX_DEPTH})") from error
+    finite = json.dumps(_without_infinity(json.loads(text, object_pairs_hook=_pairs)))
+    return parse_text(finite, name, as_json=True)
+
+
+def _infinity(name: str) -> float:
+    if name == "NaN":
+        raise ValueError("NaN is no number here")
+    return math.inf
+
+
+def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = [key for key, _ in pairs]
+    if len(set(keys)) < len(keys):
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise MoesaicError("invalid", f"key {twice!r} stands twice")
+    return dict(pairs)
+
+
+def _without_infinity(value: Any) -> Any:  # noqa: ANN401 - plain data of any shape
+    if isinstance(value, dict):
+        return {key: _without_infinity(child) for key, child in value.items()}
+    if isinstance(value, list):
+        return [_without_infinity(child) for child in value]
+    if isinstance(value, float) and math.isinf(value):
+        return "Infinity"
+    return value

@@ -70,8 +70,11 @@ class MlaAttention(Document):
     qk_nope_head_dim: Size
     qk_rope_head_dim: Size
     v_head_dim: Size
+    output_gate: bool = False
+    """One more matrix hidden x heads·v_head_dim that gates the output (Kimi-K3)."""
     index_topk: Size | None = None
-    """Sparse attention: tokens kept for each query (DeepSeek-V3.2's indexer)."""
+    """Sparse attention: tokens kept for each query (DeepSeek-V3.2's indexer). Without `index_heads`
+    the layer reuses an earlier layer's choice (GLM-5.2)."""
     index_heads: Size | None = None
     index_head_dim: Size | None = None
 
@@ -122,6 +125,8 @@ class LinearAttention(Document):
     key_dim: Size
     value_dim: Size
     conv_kernel: Count = 0
+    full_rank_gate: bool = False
+    """The output gate is a whole matrix, not two low-rank ones (Kimi-K3)."""
 
 
 class MambaMixer(Document):
@@ -282,7 +287,7 @@ class MoeModel(Document):
     they are stored beside the model and not counted in its size."""
     mtp_kind: str | None = None
     weights: WeightFormats = WeightFormats()
-    max_context_tokens: Size | None = None
+    max_context_tokens: Annotated[int, Field(ge=1)] | None = None
     sources: tuple[str, ...] = ()
     assumptions: tuple[str, ...] = ()
 

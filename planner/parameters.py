@@ -158,7 +158,9 @@ def _gated_delta(part: LinearAttention, hidden: int) -> int:
 def _kda(part: LinearAttention, hidden: int) -> int:
     """Kimi delta attention, arXiv:2510.26692: low-rank decay and output gate, beta a head."""
     width = part.value_heads * part.value_dim
-    gates = 2 * (hidden * part.value_dim + part.value_dim * width) + hidden * part.value_heads
+    low_rank = (hidden + width) * part.value_dim
+    gate = hidden * width if part.full_rank_gate else low_rank
+    gates = low_rank + gate + hidden * part.value_heads
     small = 3 * width * part.conv_kernel + part.value_heads + width + part.value_dim
     return 4 * hidden * width + gates + small
 
@@ -180,7 +182,8 @@ def _mla(part: MlaAttention, hidden: int) -> int:
     latent = hidden * (part.kv_lora_rank + part.qk_rope_head_dim) + part.kv_lora_rank
     heads = part.kv_lora_rank * part.heads * (part.qk_nope_head_dim + part.v_head_dim)
     out = part.heads * part.v_head_dim * hidden
-    return queries + latent + heads + out + _indexer(part, hidden)
+    gate = out * part.output_gate
+    return queries + latent + heads + out + gate + _indexer(part, hidden)
 
 
 def _indexer(part: MlaAttention, hidden: int) -> int:
