@@ -14,7 +14,7 @@ from typing import Any
 
 from hwprofiles.document import Document
 from hwprofiles.errors import MoesaicError, unknown_name
-from hwprofiles.files import MAX_DEPTH, parse_text, read_document, read_text
+from hwprofiles.files import MAX_DEPTH, MAX_DIGITS, read_document, read_text
 from hwprofiles.library import canonical
 from planner.formats.hf_config import read_config
 from planner.moe_model import MoeModel
@@ -139,49 +139,64 @@ def resolve_model(data: object, *, assume: bool = False) -> MoeModel:
 
 
 def read_json(path: Path) -> Any:  # noqa: ANN401 - plain data of any shape
-    """Read a config as JSON: duplicate keys, NaN, depth and size are refused.
-
-    Python writes `Infinity` into configs (Nemotron-H's `time_step_limit`), so that one constant is
-    read; a size that is infinite is refused where it is used.
-    """
+    """Read a config as JSON: duplicate keys, NaN, depth and size are refused."""
     return parse_config(read_text(path), str(path))
 
 
 def parse_config(text: str, name: str) -> Any:  # noqa: ANN401 - plain data of any shape
     """Parse a config's text.
 
+    Python writes `Infinity` into configs (Nemotron-H's `time_step_limit`), so that one constant is
+    read; a size that is infinite is refused where it is used.
+
     Raises:
         MoesaicError: `invalid`, with the file and what is wrong with it.
     """
-    if "Infinity" not in text:
-        return parse_text(text, name, as_json=True)
     try:
-        json.loads(text, parse_constant=_infinity)
+        data = json.loads(
+            text, object_pairs_hook=_pairs, parse_constant=_constant, parse_int=_integer
+        )
+    except MoesaicError as error:
+        raise MoesaicError(error.kind, f"{name}: {error.message}", error.path) from error
     except (ValueError, RecursionError) as error:
-        raise MoesaicError("invalid", f"{name}: {error} (depth at most {MAX_DEPTH})") from error
-    finite = json.dumps(_without_infinity(json.loads(text, object_pairs_hook=_pairs)))
-    return parse_text(finite, name, as_json=True)
+        problem = "nested too deep" if isinstance(error, RecursionError) else str(error)
+        raise MoesaicError("invalid", f"{name}: {problem}") from error
+    _check_depth(data, name)
+    return data
 
 
-def _infinity(name: str) -> float:
+def _constant(name: str) -> float:
     if name == "NaN":
-        raise ValueError("NaN is no number here")
+        raise MoesaicError("invalid", "NaN is no number here")
     return math.inf
 
 
+def _integer(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise MoesaicError("invalid", f"an integer of {len(digits)} digits is out of range")
+    return int(digits)
+
+
 def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = [key for key, _ in pairs]
-    if len(set(keys)) < len(keys):
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise MoesaicError("invalid", f"key {twice!r} stands twice")
-    return dict(pairs)
+        raise MoesaicError("invalid", f"key {twice[:80]!r} stands twice")
+    return found
 
 
-def _without_infinity(value: Any) -> Any:  # noqa: ANN401 - plain data of any shape
-    if isinstance(value, dict):
-        return {key: _without_infinity(child) for key, child in value.items()}
-    if isinstance(value, list):
-        return [_without_infinity(child) for child in value]
-    if isinstance(value, float) and math.isinf(value):
-        return "Infinity"
-    return value
+def _check_depth(data: object, name: str) -> None:
+    """Walk level by level, containers only."""
+    level = [data]
+    for _ in range(MAX_DEPTH):
+        level = [
+            child
+            for node in level
+            if isinstance(node, dict | list)
+            for child in (node.values() if isinstance(node, dict) else node)
+            if isinstance(child, dict | list)
+        ]
+        if not level:
+            return
+    raise MoesaicError("invalid", f"{name}: nested deeper than {MAX_DEPTH} levels")

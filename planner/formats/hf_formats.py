@@ -74,12 +74,18 @@ def _fields(
     means = {bucket: Mean() for bucket in BUCKETS}
     modules = {name: _modules(parts, kind) for name, kind in kinds.items()}
     rules: dict[tuple[str, ...], Any] = {}
+    layers: dict[str, list[int]] = {}
     for layer, name in enumerate(names):
+        layers.setdefault(name, []).append(layer)
+    for name, where in layers.items():
         for bucket, suffixes, parameters in modules[name]:
             if suffixes not in rules:
                 rules[suffixes] = [scheme.rules(suffix) for suffix in suffixes]
-            stored = _one(scheme, layer, rules[suffixes])
-            means[bucket].add(stored, parameters)
+            if not any(any(rule) for rule in rules[suffixes]):
+                means[bucket].add(scheme.default or scheme.plain, parameters * len(where))
+                continue
+            for layer in where:
+                means[bucket].add(_one(scheme, layer, rules[suffixes]), parameters)
     found: dict[str, Any] = {bucket: mean.main or scheme.plain for bucket, mean in means.items()}
     mixed = {bucket: mean.mean_bytes for bucket, mean in means.items() if mean.mean_bytes}
     for bucket in mixed:

@@ -1,0 +1,155 @@
+"""The verb that shows what is known of models: structure, parameters, bytes, sources."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from api.output import Output, output_options
+from hwprofiles.errors import MoesaicError
+from reports.text import text_table
+
+BILLION = 1e9
+GIB = 2.0**30
+
+
+@click.group()
+def command() -> None:
+    r"""Show known models, or read a checkpoint's config.json, exactly and with every assumption.
+
+    \b
+    moesaic models list
+    moesaic models show deepseek-v3
+    moesaic models show Qwen3-30B-A3B -o json
+    """
+
+
+@command.command("list")
+@output_options
+def list_command(*, form: str, out: Path | None, overrides: tuple[str, ...], quiet: bool) -> None:
+    r"""Name every model of the catalogue with its size.
+
+    \b
+    moesaic models list -o json
+    """
+    if overrides:
+        raise MoesaicError("invalid", "a list has no fields to set; --set works with `show`")
+    data = {"models": overview()}
+    Output(form, out, quiet).show(data, lambda: _overview_table(data["models"]))
+
+
+@command.command("show")
+@click.argument("name")
+@click.option(
+    "--assume",
+    is_flag=True,
+    help="Read an unknown model_type by its field names and list what was assumed.",
+)
+@click.option(
+    "--weights",
+    type=click.Path(path_type=Path),
+    help="A safetensors file, folder or index to compare with; only headers are read.",
+)
+@output_options
+def show_command(  # noqa: PLR0913 - one parameter an option
+    name: str, *, assume: bool, weights: Path | None, form: str, out: Path | None,
+    overrides: tuple[str, ...], quiet: bool,
+) -> None:  # fmt: skip
+    r"""Show one model: a name, a config.json, or a folder that holds one.
+
+    \b
+    moesaic models show mixtral-8x7b
+    moesaic models show openai/gpt-oss-120b -o json
+    moesaic models show kimi-k2 --set weights.routed=w4a16
+    """
+    from planner.model_facts import model_facts
+
+    facts = model_facts(read(name, overrides, assume=assume))
+    output = Output(form, out, quiet)
+    if weights is not None:
+        from planner.formats.safetensors import compare_count
+
+        facts["assumptions"] += compare_count(weights, facts["params_total"])
+    output.show(facts, lambda: _facts_table(facts))
+
+
+def read(name: str, overrides: tuple[str, ...] = (), *, assume: bool = False) -> Any:  # noqa: ANN401 - a MoeModel, imported late
+    """Load a model by name or from a file, with `--set` applied to its document.
+
+    Raises:
+        MoesaicError: `unknown_name`, `invalid` or `outside_evidence`.
+    """
+    from hwprofiles.files import apply_overrides
+    from planner.model_library import load_model
+    from planner.moe_model import MoeModel
+
+    model = load_model(name, assume=assume)
+    if not overrides:
+        return model
+    return MoeModel.parse(apply_overrides(model.model_dump(mode="json"), overrides), what="model")
+
+
+def overview() -> list[dict[str, Any]]:
+    """Every model of the catalogue in a few fields, as plain data."""
+    from planner.model_library import entries, load_named
+    from planner.parameters import count_parameters
+
+    rows = []
+    for name, entry in entries().items():
+        model = load_named(name)
+        count = count_parameters(model)
+        rows.append(
+            {
+                "name": name,
+                "title": entry.title,
+                "family": model.family,
+                "layers": model.layer_count,
+                "moe_layers": len(model.moe_layers),
+                "experts": model.moe.experts if model.moe else 0,
+                "top_k": model.moe.top_k if model.moe else 0,
+                "params_total": count.total,
+                "params_active": count.active,
+                "aliases": list(entry.aliases),
+                "source": entry.source,
+            }
+        )
+    return rows
+
+
+def _overview_table(rows: list[dict[str, Any]]) -> str:
+    return text_table(
+        ["name", "total (B)", "active (B)", "layers", "experts", "top-k", "family"],
+        [
+            [
+                row["name"], f"{row['params_total'] / BILLION:.2f}",
+                f"{row['params_active'] / BILLION:.2f}", str(row["layers"]), str(row["experts"]),
+                str(row["top_k"]), row["family"],
+            ]
+            for row in rows
+        ],
+    )  # fmt: skip
+
+
+def _facts_table(facts: dict[str, Any]) -> str:
+    lines = []
+    for key, value in facts.items():
+        if isinstance(value, list):
+            lines += [[key, text] for text in value]
+        elif isinstance(value, dict):
+            lines += [[f"{key}.{name}", _shown(key, number)] for name, number in value.items()]
+        else:
+            lines.append([key, _shown(key, value)])
+    return text_table(["fact", "value"], lines)
+
+
+def _shown(key: str, value: object) -> str:
+    """Numbers as people read them: billions, GiB, bytes."""
+    if key.startswith("params_") and isinstance(value, int):
+        return f"{value / BILLION:.3f} B"
+    if key == "weight_bytes" and isinstance(value, int | float):
+        return f"{value / GIB:.3f} GiB"
+    if key == "kv_bytes_per_token" and isinstance(value, int | float):
+        return f"{value:.0f} B"
+    return str(value)
