@@ -170,7 +170,7 @@ def _binding(
     per_device = scenario.workload.osl / devices
     return tuple(
         BindingLimit(limit="memory" if name == "memory_share" else name, value=value,
-                     output_tokens_per_s_per_device_without=better * per_device)
+                     without_output_tokens_per_s_per_device=better * per_device)
         for name, value, better in binding_limits(table, scenario, rate)
     )  # fmt: skip
 

@@ -98,7 +98,7 @@ class BindingLimit(Document):
 
     limit: Literal["ttft_s", "tpot_s", "memory", "devices", "request_rate", "concurrency"]
     value: float  # unit: the limit's own
-    output_tokens_per_s_per_device_without: float | None
+    without_output_tokens_per_s_per_device: float | None
 
 
 class Proof(Document):

@@ -149,8 +149,8 @@ def binding_sentences(plan: Plan) -> list[str]:
     return [
         f"{LIMIT[item.limit]} binds"
         + (
-            f": without it {number(item.output_tokens_per_s_per_device_without)} tokens/s/device"
-            if item.output_tokens_per_s_per_device_without is not None
+            f": without it {number(item.without_output_tokens_per_s_per_device)} tokens/s/device"
+            if item.without_output_tokens_per_s_per_device is not None
             else ""
         )
         for item in plan.binding

@@ -58,9 +58,11 @@ CHECKS: dict[str, Callable[[], str]] = {
 @click.command()
 @output_options
 def command(form: str, out: object, overrides: tuple[str, ...], quiet: bool) -> None:  # noqa: FBT001
-    """Check the installation; exit 1 when something needed fails.
+    r"""Check the installation; exit 1 when something needed fails.
 
-    Example: moesaic doctor
+    \b
+    Example:
+        moesaic doctor
     """
     from pathlib import Path
 

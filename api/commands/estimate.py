@@ -27,11 +27,12 @@ def command(
     file: Path | None, batch: Path | None, form: str, out: Path | None,
     overrides: tuple[str, ...], quiet: bool,  # noqa: FBT001
 ) -> None:  # fmt: skip
-    """Estimate TTFT, TPOT, throughput and memory of the configuration in FILE.
+    r"""Estimate TTFT, TPOT, throughput and memory of the configuration in FILE.
 
-    Example: moesaic estimate tests/scenarios/points/qwen3-30b-h100.yaml -o json
-
-    Example: moesaic estimate --batch points.jsonl --out answers.jsonl
+    \b
+    Examples:
+        moesaic estimate tests/scenarios/points/qwen3-30b-h100.yaml -o json
+        moesaic estimate --batch points.jsonl --out answers.jsonl
     """
     require((file is None) != (batch is None), "give FILE or --batch, one of them")
     output = Output(form, out, quiet)

@@ -18,11 +18,13 @@ def command(
     file: Path, form: str, out: Path | None, overrides: tuple[str, ...], quiet: bool,  # noqa: FBT001
     html: Path | None,
 ) -> None:  # fmt: skip
-    """Choose how to serve the scenario in FILE (YAML or JSON).
+    r"""Choose how to serve the scenario in FILE (YAML or JSON).
 
     Prints the ranked ways to serve it, the limits that bound, and what lost and why.
 
-    Example: moesaic plan tests/scenarios/deepseek-v3-h200.yaml --html plan.html
+    \b
+    Example:
+        moesaic plan tests/scenarios/deepseek-v3-h200.yaml --html plan.html
     """
     from hwprofiles.files import write_text
     from planner.pipeline import make_plan, read_scenario

@@ -15,11 +15,13 @@ from api.output import Output
               help="HTML file for one scenario or plan; folder for a folder of them.")  # fmt: skip
 @click.option("--quiet", is_flag=True, help="No notes and no progress bar.")
 def command(source: Path, out: Path, quiet: bool) -> None:  # noqa: FBT001
-    """Render SOURCE: a scenario, a finished plan (JSON), or a folder of either.
+    r"""Render SOURCE: a scenario, a finished plan (JSON), or a folder of either.
 
     A bad file in a folder is named on the index page and does not stop the others.
 
-    Example: moesaic report tests/scenarios --out reports-out
+    \b
+    Example:
+        moesaic report tests/scenarios --out reports-out
     """
     from reports.batch import report_file, report_folder
 

@@ -9,9 +9,11 @@ import click
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8000, show_default=True, help="Port to listen on.")
 def command(host: str, port: int) -> None:
-    """Answer REST questions; the API's pages are at /docs.
+    r"""Answer REST questions; the API's pages are at /docs.
 
-    Example: moesaic serve --port 8000
+    \b
+    Example:
+        moesaic serve --port 8000
     """
     import uvicorn
 

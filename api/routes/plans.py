@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body
+from fastapi.encoders import jsonable_encoder
 
 from api.problems import PROBLEMS
 from hwprofiles.files import read_document
@@ -14,6 +15,7 @@ from planner.estimate import estimate_one
 from planner.pipeline import make_plan, parse_scenario
 from planner.plan import Plan
 from planner.point import Estimated
+from planner.scenario import inline_files
 
 router = APIRouter(prefix="/v1", tags=["plans"], responses=PROBLEMS)
 EXAMPLES = Path(__file__).parents[2] / "tests" / "scenarios"
@@ -23,7 +25,10 @@ EXAMPLES = Path(__file__).parents[2] / "tests" / "scenarios"
 def examples() -> dict[str, dict[str, Any]]:
     """The scenarios of the test suite as OpenAPI examples; none in an installation without them."""
     return {
-        path.stem: {"summary": path.stem, "value": read_document(path)}
+        path.stem: {
+            "summary": path.stem,
+            "value": jsonable_encoder(inline_files(read_document(path), path.parent)),
+        }
         for path in sorted(EXAMPLES.glob("*.yaml"))
     }
 

@@ -25,7 +25,8 @@ SUFFIXES = (
     "_s", "_bytes", "_bytes_per_s", "_flop_per_s", "_flops", "_ratio", "_share", "_fraction",
     "_count", "_w",
     "_j", "_hz", "_tokens", "_percent", "_tokens_per_s", "_per_s", "_j_per_token", "_ms",
-    "_tokens_per_s_per_device", "_flop_per_s_per_device", "_per_token", "_bits", "_rate", "_usd",
+    "_tokens_per_s_per_device", "_tokens_per_s_per_user", "_flop_per_s_per_device",
+    "_per_token", "_bits", "_rate", "_usd",
 )  # fmt: skip
 PLAIN_FIELDS: dict[str, str] = {
     "Sourced.value": "its unit stands in the name of the field that holds it",
@@ -34,9 +35,25 @@ PLAIN_FIELDS: dict[str, str] = {
     "Band.typical": "three points of a ratio",
     "Band.high": "three points of a ratio",
     "EfficiencyCurve.half_rows": "a count of matrix rows",
+    "Estimate.typical": "its unit stands in the name of the field that holds the estimate",
+    "Estimate.low": "as Estimate.typical",
+    "Estimate.high": "as Estimate.typical",
+    "BindingLimit.value": "the unit of the limit it names",
+    "Proof.objective": "requests per second, or devices where a rate is asked",
+    "Proof.bound": "as Proof.objective",
+    "Point.mtp_acceptance": "a probability",
+    "Choices.mtp_acceptance": "a probability",
+    "ZipfRouting.alpha": "an exponent",
+    "DirichletRouting.alpha": "a concentration",
+    "MeasuredRouting.counts": "counts of tokens, or shares of them",
 }
 """Floats without a unit in their name, each with the reason."""
 PLAIN_COLUMNS: dict[str, str] = {
+    "LAYOUT": "parallel degrees, counts of devices",
+    "POINT": "parallel degrees and counts of sequences, tokens, devices",
+    "PASS": "counts of sequences and tokens",
+    "SERVING": "quantity_unit_side: ttft_s_low, tpot_s_high; the rest are counts",
+    "SHEET": "KERNEL_ROW and how often it runs",
     "KERNEL_ROW": "sizes of a kernel by the field's own words (m, n, k, isl ...), all counts",
 }
 """Tables whose float columns are words of the field."""

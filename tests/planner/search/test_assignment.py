@@ -1,0 +1,113 @@
+"""The pool programme against brute force, and its text under review."""
+
+import itertools
+from pathlib import Path
+
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from planner.pipeline import parse_scenario
+from planner.search.assignment import choose, state_programme, undominated, within_limits
+
+GOLDEN = Path(__file__).parents[2] / "golden" / "pools.lp"
+DEVICES = 8
+
+
+def question(workload=None, **limits):
+    return parse_scenario({
+        "model": "mixtral-8x7b", "cluster": "dgx-h100",
+        "workload": {"isl": 100, "osl": 10} | (workload or {}), "limits": limits,
+    })  # fmt: skip
+
+
+def table_of(rows):
+    """Rows of (role, devices, inflight, rate)."""
+    base = {"tp": 1.0, "dp": 1.0, "pp": 1.0, "moe_tp": 1.0, "moe_ep": 1.0, "total_bytes": 1.0,
+            "batch": 1.0, "ttft_s_typical": 0.1, "tpot_s_typical": 0.01, "ttft_s_high": 0.1,
+            "tpot_s_high": 0.01, "broken": None}  # fmt: skip
+    data = [base | {"row": i, "role": role, "devices": float(size), "inflight": float(held),
+                    "request_rate_typical": rate}
+            for i, (role, size, held, rate) in enumerate(rows)]  # fmt: skip
+    return pl.DataFrame(data, schema_overrides={"broken": pl.String})
+
+
+def best_by_hand(rows, devices=DEVICES):
+    best = 0.0
+    for role, size, _, rate in rows:
+        if role == "agg":
+            best = max(best, devices // size * rate)
+    pools = [[r for r in rows if r[0] == role] for role in ("prefill", "decode")]
+    for (_, a, _, ra), (_, b, _, rb) in itertools.product(*pools):
+        for n in range(1, devices // a + 1):
+            left = (devices - n * a) // b
+            best = max(best, min(n * ra, left * rb))
+    return best
+
+
+ROW = st.tuples(
+    st.sampled_from(["agg", "prefill", "decode"]), st.integers(1, DEVICES), st.integers(1, 64),
+    st.floats(0.1, 100),
+)  # fmt: skip
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(ROW, min_size=1, max_size=9))
+def test_programme_equals_brute_force(rows):
+    choice = choose(table_of(rows), question())
+    expected = best_by_hand(rows)
+    if expected == 0:
+        assert choice is None
+        return
+    by_role = {}
+    for pick in choice.picks:
+        by_role[pick.role] = pick.workers * rows[pick.row][3]
+    assert min(by_role.values()) == pytest.approx(expected, rel=1e-4)
+    assert choice.solution.bound >= choice.solution.objective - 1e-9
+    assert sum(p.workers * rows[p.row][1] for p in choice.picks) <= DEVICES
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(ROW, min_size=1, max_size=7), st.floats(0.1, 60))
+def test_an_asked_rate_takes_the_fewest_devices(rows, wanted):
+    choice = choose(table_of(rows), question({"request_rate": wanted}))
+    fewest = [  # just below and just above the asked rate, where rounding decides
+        min(
+            (n for n in range(1, DEVICES + 1) if best_by_hand(rows, n) >= wanted * edge), default=99
+        )
+        for edge in (1 - 1e-6, 1 + 1e-6)
+    ]
+    found = 99 if choice is None else round(choice.solution.objective)
+    assert fewest[0] <= found <= fewest[1]
+
+
+def test_concurrency_needs_a_place_for_every_user():
+    rows = [("agg", 4, 10, 5.0), ("agg", 4, 40, 3.0)]
+    few, many = (choose(table_of(rows), question({"concurrency": n})) for n in (20, 50))
+    assert [pick.row for pick in few.picks] == [0]
+    assert [pick.row for pick in many.picks] == [1]
+    assert choose(table_of(rows), question({"concurrency": 100})) is None
+
+
+def test_dropped_candidates_never_matter():
+    rows = [("agg", 4, 10, 5.0), ("agg", 4, 10, 4.0), ("agg", 2, 4, 2.0)]
+    kept = undominated(table_of(rows), None)
+    assert sorted(kept["row"]) == [0, 2]
+
+
+def test_limits_are_named_in_words():
+    table = table_of([("agg", 1, 1, 1.0)]).drop("broken").with_columns(total_bytes=2e12)
+    assert "GiB a device" in within_limits(table, question())["broken"][0]
+    slow = table.with_columns(total_bytes=1.0, ttft_s_high=3.0)
+    assert within_limits(slow, question(ttft_s="2 s"))["broken"][0] == (
+        "TTFT may reach 3000.0 ms, the limit is 2000.0 ms"
+    )
+
+
+def test_the_programme_reads_as_reviewed(tmp_path):
+    rows = [("agg", 4, 10, 5.0), ("prefill", 2, 1, 9.0), ("decode", 4, 20, 6.0)]
+    programme, _ = state_programme(table_of(rows), question({"concurrency": 16}))
+    written = tmp_path / "pools.lp"
+    programme.write_lp(written)
+    assert written.read_text() == GOLDEN.read_text()
