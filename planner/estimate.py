@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from hwprofiles.library import cluster_for, resolve_cluster
 from planner.candidates import POINT, Layout, broken_rule, number, tokens_per_step
 from planner.engines import load_engine
 from planner.model_library import resolve_model
+from planner.moe_model import MoeModel
 from planner.point import ErrorText, Estimated, MemorySummary, Point, PoolPoint
 from planner.pricing import Priced, Question, price
 from planner.quantities import Estimate, Source
@@ -30,21 +31,29 @@ ROUNDS = 40
 """Iterations that find the concurrency of a given request rate; each halves what is left of it."""
 
 
-def estimate_one(data: object) -> Estimated:
+Resolve = Callable[[Any], MoeModel]
+
+
+def estimate_one(data: object, model_of: Resolve = resolve_model) -> Estimated:
     """Estimate one configuration.
+
+    Args:
+        data: plain data of a `Point`.
+        model_of: finds the model of a line; `load_model` also reads the user's files.
 
     Raises:
         MoesaicError: what `estimate_many` would put into the line's `error`.
     """
     point = parse_as(Point, data, what="point")
-    return _Group.of([point]).answers()[0]
+    return _Group.of([point], model_of).answers()[0]
 
 
-def estimate_many(lines: Sequence[object]) -> list[Estimated]:
+def estimate_many(lines: Sequence[object], model_of: Resolve = resolve_model) -> list[Estimated]:
     """Estimate many configurations, in order; a line that cannot be answered carries its error.
 
     Args:
         lines: plain data of a `Point` each, or the error that reading the line raised.
+        model_of: as in `estimate_one`.
     """
     answers: dict[int, Estimated] = {}
     groups: dict[str, list[tuple[int, Point]]] = defaultdict(list)
@@ -57,19 +66,19 @@ def estimate_many(lines: Sequence[object]) -> list[Estimated]:
         except MoesaicError as error:
             answers[i] = _failed(line, error)
     for members in groups.values():
-        found = _safely([point for _, point in members])
+        found = _safely([point for _, point in members], model_of)
         answers |= {i: answer for (i, _), answer in zip(members, found, strict=True)}
     return [answers[i] for i in range(len(lines))]
 
 
-def _safely(points: list[Point]) -> list[Estimated]:
+def _safely(points: list[Point], model_of: Resolve) -> list[Estimated]:
     """Answer a group at once; where that fails, line by line, so that only bad lines fail."""
     try:
-        return _Group.of(points).answers()
+        return _Group.of(points, model_of).answers()
     except MoesaicError as error:
         if len(points) == 1:
             return [_failed(points[0].model_dump(mode="json"), error)]
-    return [answer for point in points for answer in _safely([point])]
+    return [answer for point in points for answer in _safely([point], model_of)]
 
 
 def _failed(line: object, error: MoesaicError) -> Estimated:
@@ -95,9 +104,9 @@ class _Group:
     question: Question
 
     @classmethod
-    def of(cls, points: list[Point]) -> _Group:
+    def of(cls, points: list[Point], model_of: Resolve) -> _Group:
         first = points[0]
-        model = resolve_model(first.model)
+        model = model_of(first.model)
         most = max(_devices(point) for point in points)
         if first.cluster is not None:
             cluster = resolve_cluster(first.cluster)

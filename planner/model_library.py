@@ -126,11 +126,14 @@ def read_model_file(path: Path, *, assume: bool = False) -> MoeModel:
 
 
 def resolve_model(data: object, *, assume: bool = False) -> MoeModel:
-    """Take a model, a name, a model document, a catalogue entry or a config, inline."""
+    """Take a model, a catalogue name, a model document or a config, inline; never a path.
+
+    Questions over REST come through here, and must not read the server's files.
+    """
     if isinstance(data, MoeModel):
         return data
     if isinstance(data, str):
-        return load_model(data, assume=assume)
+        return load_named(data)
     if isinstance(data, dict) and "kinds" in data:
         return MoeModel.parse(data, what="model")
     if isinstance(data, dict):

@@ -46,12 +46,13 @@ def _one(file: Path, overrides: tuple[str, ...], output: Output) -> None:
     from hwprofiles.errors import MoesaicError
     from hwprofiles.files import apply_overrides, read_document
     from planner.estimate import estimate_one
+    from planner.model_library import load_model
     from reports.text import estimate_text
 
     data = read_document(file)
     if not isinstance(data, dict):
         raise MoesaicError("invalid", f"{file} holds no configuration", "/")
-    answer = estimate_one(apply_overrides(data, overrides))
+    answer = estimate_one(apply_overrides(data, overrides), load_model)
     output.show(answer.model_dump(mode="json", exclude_none=True), lambda: estimate_text(answer))
 
 
@@ -81,6 +82,7 @@ def _answers(batch: Path) -> Iterator[list[Estimated]]:
     from hwprofiles.errors import MoesaicError
     from hwprofiles.files import parse_text
     from planner.estimate import estimate_many
+    from planner.model_library import load_model
 
     def read(text: str, number: int) -> object:
         try:
@@ -95,9 +97,9 @@ def _answers(batch: Path) -> Iterator[list[Estimated]]:
                 if line.strip():
                     chunk.append(read(line, number))
                 if len(chunk) == CHUNK:
-                    yield estimate_many(chunk)
+                    yield estimate_many(chunk, load_model)
                     chunk = []
     except OSError as error:
         raise MoesaicError("invalid", f"cannot read {batch}: {error.strerror}") from error
     if chunk:
-        yield estimate_many(chunk)
+        yield estimate_many(chunk, load_model)
