@@ -1,0 +1,180 @@
+"""Ranks that step in lockstep (data-parallel attention, shared experts), as one SimPy actor.
+
+One event an engine iteration; a stretch in which only decoding goes on is one event, and is cut at
+the next iteration boundary when somebody arrives.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable
+
+from planner.simulation.clock import Clock
+from planner.simulation.rank import Rank
+from planner.simulation.sequence import Sequence
+from planner.simulation.step_seconds import Iteration, StepSeconds
+
+_LONGEST_STRETCH = 256
+_ITL_BINS_PER_E = 200
+"""Bins of the inter-token histogram for a factor e in time: 0.5 % wide."""
+_WAITING_WEIGHT = 4
+"""vLLM's data-parallel load balancer scores a rank by 4 x waiting + running."""
+
+
+class Group:
+    """Ranks that share every iteration.
+
+    Args:
+        clock: the simulation's clock.
+        index: place among the groups; also the order of events at equal times.
+        ranks: the ranks, at least one.
+        seconds: what an iteration takes.
+        next_arrival_s: when the next open-loop arrival is due (inf: none known); stretches are not
+            planned past it.
+        skip_quiet: whether uneventful iterations share one event.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        index: int,
+        ranks: list[Rank],
+        seconds: StepSeconds,
+        next_arrival_s: Callable[[], float],
+        *,
+        skip_quiet: bool = True,
+    ) -> None:
+        self.index = index
+        self.ranks = ranks
+        self._clock = clock
+        self._seconds = seconds
+        self._next_arrival_s = next_arrival_s
+        self._most = _LONGEST_STRETCH if skip_quiet else 1
+        self._ends: list[float] = []
+        self._starts_s = 0.0
+        self._shapes: list[list[Iteration]] = []
+        self._booking = 0
+        self._advancing = False
+        self.paused = False
+        self.after_step: Callable[[Group, float], None] | None = None
+        self.busy_s = 0.0
+        self.iterations = 0
+        self.prefill_tokens = 0
+        self.decode_tokens = 0
+        self.itl_counts: dict[int, int] = {}
+        self.on_iteration: Callable[[int, float, float, list[Iteration]], None] | None = None
+
+    @property
+    def load(self) -> int:
+        """Sequences waiting or running."""
+        return sum(len(rank.waiting) + rank.running for rank in self.ranks)
+
+    def lightest(self) -> Rank:
+        """Rank with the lowest score of vLLM's load balancer, the first among equals."""
+        return min(self.ranks, key=lambda rank: _WAITING_WEIGHT * len(rank.waiting) + rank.running)
+
+    def submit(self, sequence: Sequence) -> None:
+        """Give a sequence to the lightest rank and see that somebody starts on it."""
+        rank = self.lightest()
+        sequence.replica, sequence.rank = self.index, self.ranks.index(rank)
+        rank.submit(sequence)
+        self.wake()
+
+    def wake(self) -> None:
+        """Start if idle; otherwise cut a stretch at its next boundary."""
+        if self._advancing or self.paused:
+            return
+        if not self._ends:
+            self._begin(self._clock.now)
+        elif len(self._ends) > 1:
+            # At this very instant our own boundary may have passed already: priorities tell.
+            passed = self._clock.priority > 1 + self.index
+            find = bisect_right if passed else bisect_left
+            keep = find(self._ends, self._clock.now) + 1
+            if keep < len(self._ends):
+                del self._ends[keep:]
+                self._book()
+
+    def _begin(self, now_s: float) -> None:
+        shapes = [rank.plan(now_s) for rank in self.ranks]
+        if not any(shape.prefill_tokens or shape.decode_sequences for shape in shapes):
+            return
+        steps = min(rank.quiet_steps(self._most) for rank in self.ranks)
+        end_s = now_s + self._seconds(shapes)
+        self._starts_s = now_s
+        self._shapes = [shapes]
+        self._ends = [end_s]
+        if steps > 1:
+            self._stretch(steps, end_s)
+        self._book()
+
+    def _stretch(self, steps: int, end_s: float) -> None:
+        limit_s = self._next_arrival_s()
+        if end_s >= limit_s:
+            return
+        coming = zip(*(rank.coming(steps) for rank in self.ranks), strict=True)
+        next(coming)
+        seconds, ends, shapes = self._seconds, self._ends, self._shapes
+        for step in coming:
+            end_s += seconds(step)
+            ends.append(end_s)
+            shapes.append(list(step))
+            if end_s >= limit_s:
+                break
+
+    def _book(self) -> None:
+        self._booking += 1
+        booking = self._booking
+
+        def end() -> None:
+            if booking == self._booking:
+                self._close()
+
+        self._clock.call_at(self._ends[-1], end, 1 + self.index)
+
+    def _close(self) -> None:
+        end_s = self._ends[-1]
+        self._count()
+        self._advancing = True
+        steps = len(self._ends)
+        self._ends = []
+        for rank in self.ranks:
+            rank.advance(steps, end_s)
+        if self.after_step is not None:
+            self.after_step(self, end_s)
+        self._advancing = False
+        if not self.paused:
+            self._begin(end_s)
+
+    def _count(self) -> None:
+        """Add the closed iterations to the totals, one by one so that sums do not depend on skips."""
+        start_s, counts = self._starts_s, self.itl_counts
+        for end_s, shapes in zip(self._ends, self._shapes, strict=False):
+            took_s = end_s - start_s
+            self.busy_s += took_s
+            decoding = 0
+            for shape in shapes:
+                decoding += shape.decode_sequences
+                self.prefill_tokens += shape.prefill_tokens
+            if decoding and took_s > 0:
+                self.decode_tokens += decoding
+                place = round(math.log(took_s) * _ITL_BINS_PER_E)
+                counts[place] = counts.get(place, 0) + decoding
+            if self.on_iteration is not None:
+                self.on_iteration(self.index, start_s, end_s, shapes)
+            start_s = end_s
+        self.iterations += len(self._ends)
+
+
+def itl_quantile(counts: dict[int, int], share: float) -> float:
+    """Read a quantile of the inter-token latency [s] from the histogram, to 0.25 %."""
+    total = sum(counts.values())
+    if not total:
+        return math.nan
+    reached = 0
+    for place in sorted(counts):
+        reached += counts[place]
+        if reached >= share * total:
+            return math.exp(place / _ITL_BINS_PER_E)
+    raise AssertionError("unreachable: the histogram's parts sum to its total")

@@ -1,0 +1,224 @@
+"""Serving in motion: requests, a router, groups of ranks, and links between pools, on one clock."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from hwprofiles.errors import MoesaicError
+from planner.formats.request import Request
+from planner.simulation.arrivals import ClosedLoop
+from planner.simulation.clock import ARRIVAL, Clock
+from planner.simulation.group import Group
+from planner.simulation.links import KvLinks
+from planner.simulation.rank import EngineLimits, Rank
+from planner.simulation.record import RequestLog
+from planner.simulation.sequence import Sequence
+from planner.simulation.step_seconds import StepSeconds
+from planner.simulation.timeline import LoadTimeline
+
+ROUTERS = ("least_loaded", "round_robin", "shared_queue")
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Engines of one kind: `replicas` groups of `dp` ranks that step together."""
+
+    limits: EngineLimits
+    seconds: StepSeconds
+    replicas: int = 1
+    dp: int = 1
+    router: str = "least_loaded"
+
+
+@dataclass(frozen=True)
+class Split:
+    """Prefill and decode on pools of their own, and the link KV caches travel on."""
+
+    decode: Pool
+    kv_bytes_per_token: float
+    link_bytes_per_s: float
+    link_latency_s: float = 0.0
+
+
+@dataclass
+class Options:
+    """How to run, as against what to simulate."""
+
+    seed: int = 0
+    max_requests: int | None = None
+    skip_quiet: bool = True
+    timeline_step_s: float = 0.0
+    on_progress: Callable[[int, float], None] | None = None
+    log: RequestLog = field(default_factory=RequestLog)
+
+
+class Serving:
+    """One run.
+
+    Args:
+        pool: the engines, or the prefill engines when `split` is given.
+        source: requests in order of arrival, or a closed loop.
+        split: decode pool and link, for disaggregated serving.
+        options: seed, limits, where results go.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        source: Iterator[Request] | ClosedLoop,
+        split: Split | None = None,
+        options: Options | None = None,
+    ) -> None:
+        self.options = options or Options()
+        self.clock = Clock()
+        self.log = self.options.log
+        self.timeline = LoadTimeline(self.options.timeline_step_s)
+        self._random = np.random.default_rng(self.options.seed)
+        self._source = source
+        self._next: Request | None = None
+        self._sent = 0
+        self._split = split
+        self.links: KvLinks | None = None
+        self.groups = self._build(pool, 0, self._hand_over if split else None)
+        self._front = Router(self.groups, pool.router)
+        self._back: Router | None = None
+        if split is not None:
+            decode = self._build(split.decode, len(self.groups), None)
+            self._back = Router(decode, split.decode.router)
+            self.links = KvLinks(
+                self.clock, split.link_bytes_per_s, split.link_latency_s,
+                len(self.groups) * pool.dp,
+            )  # fmt: skip
+            self.groups = [*self.groups, *decode]
+        self._waiting_kv: dict[int, Rank] = {}
+
+    def run(self) -> Serving:
+        """Simulate until every request is answered.
+
+        Raises:
+            MoesaicError: `infeasible` when a request can never be held, `invalid` from a trace.
+        """
+        if isinstance(self._source, ClosedLoop):
+            for request in self._source.first(self._random):
+                self._book(request)
+        else:
+            self._pull()
+        self.clock.run()
+        unanswered = self._sent - self.log.count
+        if unanswered:
+            raise MoesaicError(
+                "infeasible", f"{unanswered} of {self._sent} requests were never answered"
+            )
+        return self
+
+    def _build(
+        self, pool: Pool, first: int, hand_over: Callable[[Sequence, Rank], None] | None
+    ) -> list[Group]:
+        if pool.replicas < 1 or pool.dp < 1:
+            raise MoesaicError("invalid", f"{pool.replicas} replicas of {pool.dp} ranks; 1 or more")
+        groups = []
+        for index in range(first, first + pool.replicas):
+            ranks = [
+                Rank(pool.limits, self._random, self._finished, hand_over) for _ in range(pool.dp)
+            ]
+            group = Group(
+                self.clock, index, ranks, pool.seconds, self._next_arrival_s,
+                skip_quiet=self.options.skip_quiet,
+            )  # fmt: skip
+            group.after_step = self._after_step
+            groups.append(group)
+        return groups
+
+    def _next_arrival_s(self) -> float:
+        return self._next.arrival_s if self._next is not None else math.inf
+
+    def _pull(self) -> None:
+        """Read one request ahead: it is the only one of the trace in memory."""
+        self._next = None
+        if self._sent == self.options.max_requests:
+            return
+        assert not isinstance(self._source, ClosedLoop)  # noqa: S101 - open loops only
+        request = next(self._source, None)
+        if request is not None:
+            self._next = request
+            self._book(request)
+
+    def _book(self, request: Request) -> None:
+        if self._sent == self.options.max_requests:
+            return
+        index = self._sent
+        self._sent += 1
+
+        def arrive() -> None:
+            if not isinstance(self._source, ClosedLoop):
+                self._pull()
+            self._front.submit(Sequence(index, request, self.clock.now))
+            self.timeline.look(self.clock.now, self.groups)
+
+        self.clock.call_at(request.arrival_s, arrive, ARRIVAL)
+
+    def _finished(self, sequence: Sequence, end_s: float) -> None:
+        self.log.add(sequence, end_s)
+        if self.options.on_progress is not None:
+            self.options.on_progress(self.log.count, end_s)
+        if isinstance(self._source, ClosedLoop):
+            self._book(self._source.next(end_s, self._random))
+
+    def _after_step(self, group: Group, end_s: float) -> None:
+        for router in (self._front, self._back):
+            if router is not None and group in router.groups:
+                router.refill(group)
+        self.timeline.look(end_s, self.groups)
+
+    def _hand_over(self, sequence: Sequence, source: Rank) -> None:
+        """Send a finished prompt's KV cache to the decode pool; the source keeps it until then."""
+        split, links, back = self._split, self.links, self._back
+        assert split is not None and links is not None and back is not None  # noqa: S101, PT018
+        moved_bytes = sequence.prompt_tokens * split.kv_bytes_per_token
+
+        def arrived() -> None:
+            source.drop(sequence)
+            self.groups[sequence.replica].wake()
+            back.submit(sequence)
+
+        rank = sequence.replica * len(self.groups[sequence.replica].ranks) + sequence.rank
+        links.send(rank, moved_bytes, arrived)
+
+
+class Router:
+    """Spreads sequences over groups.
+
+    `shared_queue` keeps one queue before all groups and gives each what it has slots for, as a
+    central scheduler would; the other two commit a request to a group when it arrives.
+    """
+
+    def __init__(self, groups: list[Group], policy: str) -> None:
+        if policy not in ROUTERS:
+            raise MoesaicError("unknown_name", f"no router {policy!r}; known: {', '.join(ROUTERS)}")
+        self.groups = groups
+        self._policy = policy
+        self._turn = 0
+        self._queue: deque[Sequence] = deque()
+
+    def submit(self, sequence: Sequence) -> None:
+        """Give a sequence to a group, or queue it."""
+        if self._policy == "shared_queue":
+            self._queue.append(sequence)
+            for group in self.groups:
+                self.refill(group)
+        elif self._policy == "round_robin":
+            self._turn += 1
+            self.groups[(self._turn - 1) % len(self.groups)].submit(sequence)
+        else:
+            min(self.groups, key=lambda group: group.load / len(group.ranks)).submit(sequence)
+
+    def refill(self, group: Group) -> None:
+        """Give a group what it has free slots for."""
+        slots = sum(rank.limits.max_num_seqs for rank in group.ranks)
+        while self._queue and group.load < slots and not group.paused:
+            group.submit(self._queue.popleft())

@@ -1,0 +1,61 @@
+"""Queues, running sequences and KV use over time, as a table."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+
+import polars as pl
+
+from planner.simulation.group import Group
+
+LOAD_ROW: dict[str, type[pl.DataType]] = {
+    "time_s": pl.Float64,
+    "replica_index": pl.Int64,
+    "waiting_count": pl.Int64,
+    "running_count": pl.Int64,
+    "kv_ratio": pl.Float64,
+}
+"""What one group held at a moment."""
+
+
+class LoadTimeline:
+    """Looks at groups at arrivals and iteration ends that change who waits or runs.
+
+    Moments between two changes add nothing, so a run that skips them writes the same table.
+
+    Args:
+        step_s: shortest time between two looks; 0 keeps every change.
+    """
+
+    def __init__(self, step_s: float) -> None:
+        self._step_s = step_s
+        self._last: dict[int, tuple[float, int, int]] = {}
+        self._columns = {
+            name: array("d" if kind is pl.Float64 else "q") for name, kind in LOAD_ROW.items()
+        }
+
+    def look(self, now_s: float, groups: Sequence[Group]) -> None:
+        """Note every group whose queue or running set changed."""
+        for group in groups:
+            waiting = running = 0
+            for rank in group.ranks:
+                waiting += len(rank.waiting)
+                running += rank.running
+            last = self._last.get(group.index)
+            if last is not None and (
+                last[1:] == (waiting, running) or now_s - last[0] < self._step_s
+            ):
+                continue
+            self._last[group.index] = (now_s, waiting, running)
+            blocks = sum(rank.kv.blocks for rank in group.ranks)
+            used = sum(rank.kv.used for rank in group.ranks)
+            row = (now_s, group.index, waiting, running, used / blocks)
+            for column, value in zip(self._columns.values(), row, strict=True):
+                column.append(value)
+
+    def table(self) -> pl.DataFrame:
+        """All looks in order."""
+        return pl.DataFrame(
+            {n: pl.Series(n, values, dtype=LOAD_ROW[n]) for n, values in self._columns.items()}
+        )
