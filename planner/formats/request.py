@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +20,7 @@ class Request(NamedTuple):
     isl_tokens: int
     osl_tokens: int
     prefix_ids: tuple[int, ...] = ()
-    """One id for each block of `prefix_block_tokens` tokens; equal ids mean equal content so far."""
+    """One id a block of `prefix_block_tokens` tokens; equal ids mean equal content so far."""
     prefix_block_tokens: int = 0
     line: int = 0
     """Line of the trace it comes from; 0 for a drawn request."""
@@ -79,16 +80,15 @@ def checked(requests: Iterable[Request], path: Path) -> Iterator[Request]:
     last_s = 0.0
     seen = False
     for request in requests:
-        if not request.arrival_s >= 0:
-            raise bad_line(path, request.line, f"arrives at {request.arrival_s} s, before the start")
-        if request.arrival_s < last_s:
+        arrival_s = request.arrival_s
+        if not 0 <= arrival_s < math.inf:
             raise bad_line(
-                path,
-                request.line,
-                f"arrives at {request.arrival_s} s, before the line above it at {last_s} s; "
-                "sort the trace by arrival",
+                path, request.line, f"arrives at {arrival_s} s, before the start or never"
             )
-        last_s = request.arrival_s
+        if arrival_s < last_s:
+            problem = f"arrives at {arrival_s} s, before the line above it ({last_s} s)"
+            raise bad_line(path, request.line, f"{problem}; sort the trace by arrival")
+        last_s = arrival_s
         seen = True
         yield request
     if not seen:

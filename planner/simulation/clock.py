@@ -6,8 +6,7 @@ import heapq
 from collections.abc import Callable
 
 import simpy
-from simpy.core import EventPriority
-from simpy.events import Event
+from simpy.events import Event, EventPriority
 
 ARRIVAL = 0
 """Priority of arrivals and transfers: at equal times they come before an iteration's end."""

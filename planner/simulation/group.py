@@ -57,6 +57,7 @@ class Group:
         self._booking = 0
         self._advancing = False
         self.paused = False
+        self.after_plan: Callable[[Group, float], None] | None = None
         self.after_step: Callable[[Group, float], None] | None = None
         self.busy_s = 0.0
         self.iterations = 0
@@ -68,11 +69,11 @@ class Group:
     @property
     def load(self) -> int:
         """Sequences waiting or running."""
-        return sum(len(rank.waiting) + rank.running for rank in self.ranks)
+        return sum(rank.queued + rank.running for rank in self.ranks)
 
     def lightest(self) -> Rank:
         """Rank with the lowest score of vLLM's load balancer, the first among equals."""
-        return min(self.ranks, key=lambda rank: _WAITING_WEIGHT * len(rank.waiting) + rank.running)
+        return min(self.ranks, key=lambda rank: _WAITING_WEIGHT * rank.queued + rank.running)
 
     def submit(self, sequence: Sequence) -> None:
         """Give a sequence to the lightest rank and see that somebody starts on it."""
@@ -86,7 +87,7 @@ class Group:
         if self._advancing or self.paused:
             return
         if not self._ends:
-            self._begin(self._clock.now)
+            self._begin(self._clock.now, idle=True)
         elif len(self._ends) > 1:
             # At this very instant our own boundary may have passed already: priorities tell.
             passed = self._clock.priority > 1 + self.index
@@ -96,9 +97,13 @@ class Group:
                 del self._ends[keep:]
                 self._book()
 
-    def _begin(self, now_s: float) -> None:
-        shapes = [rank.plan(now_s) for rank in self.ranks]
-        if not any(shape.prefill_tokens or shape.decode_sequences for shape in shapes):
+    def _begin(self, now_s: float, *, idle: bool = False) -> None:
+        shapes = [rank.plan(now_s, idle=idle) for rank in self.ranks]
+        if not idle and any(rank.queued for rank in self.ranks) and _nothing(shapes):
+            shapes = [rank.plan(now_s, idle=True) for rank in self.ranks]
+        if self.after_plan is not None:
+            self.after_plan(self, now_s)
+        if _nothing(shapes):
             return
         steps = min(rank.quiet_steps(self._most) for rank in self.ranks)
         end_s = now_s + self._seconds(shapes)
@@ -148,7 +153,7 @@ class Group:
             self._begin(end_s)
 
     def _count(self) -> None:
-        """Add the closed iterations to the totals, one by one so that sums do not depend on skips."""
+        """Add closed iterations to the totals one by one, so that sums do not depend on skips."""
         start_s, counts = self._starts_s, self.itl_counts
         for end_s, shapes in zip(self._ends, self._shapes, strict=False):
             took_s = end_s - start_s
@@ -165,6 +170,10 @@ class Group:
                 self.on_iteration(self.index, start_s, end_s, shapes)
             start_s = end_s
         self.iterations += len(self._ends)
+
+
+def _nothing(shapes: list[Iteration]) -> bool:
+    return not any(shape.prefill_tokens or shape.decode_sequences for shape in shapes)
 
 
 def itl_quantile(counts: dict[int, int], share: float) -> float:

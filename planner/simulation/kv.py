@@ -1,4 +1,4 @@
-"""KV blocks of one rank: taken, given back, and kept as a prefix cache until somebody needs them."""
+"""KV blocks of one rank: taken, given back, kept as a prefix cache until somebody needs them."""
 
 from __future__ import annotations
 

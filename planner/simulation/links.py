@@ -28,6 +28,7 @@ class KvLinks:
                 "above zero",
             )
         self._clock = clock
+        self.count = count
         self._rate = link_bytes_per_s
         self._latency_s = link_latency_s
         self._free_s = [0.0] * count

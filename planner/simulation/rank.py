@@ -32,6 +32,9 @@ class EngineLimits:
     prefix_cache: bool = False
     mtp_tokens: int = 0
     mtp_acceptance_ratio: float = 0.0
+    async_scheduling: bool = False
+    """Whether an iteration is planned while the one before it runs: arrivals and freed slots then
+    count one iteration later (vLLM's default since 0.14, TensorRT-LLM's overlap scheduler)."""
 
 
 class Rank:
@@ -53,9 +56,7 @@ class Rank:
         hand_over: Callable[[Sequence, Rank], None] | None = None,
     ) -> None:
         self.limits = limits
-        self.kv = KvPool(
-            limits.kv_blocks, limits.block_tokens, keep_prefixes=limits.prefix_cache
-        )
+        self.kv = KvPool(limits.kv_blocks, limits.block_tokens, keep_prefixes=limits.prefix_cache)
         self.waiting: deque[Sequence] = deque()
         self._prefilling: list[Sequence] = []
         self._chunks: list[tuple[Sequence, int]] = []
@@ -65,6 +66,9 @@ class Rank:
         self._step = 0
         self._context_tokens = 0
         self._preempted = False
+        self._fresh: deque[Sequence] = deque()
+        self._admitting = False
+        self._planned_running = 0
         self._random = random
         self._on_finish = on_finish
         self._hand_over = hand_over
@@ -96,18 +100,48 @@ class Rank:
                 f"request {sequence.index}{where} needs {tokens} tokens of KV cache; a rank holds "
                 f"{self.kv.blocks * self.kv.block_tokens}",
             )
-        self.waiting.append(sequence)
+        self._fresh.append(sequence)
 
-    def plan(self, now_s: float) -> Iteration:
-        """Choose what the next iteration holds and take its blocks."""
+    @property
+    def queued(self) -> int:
+        """Sequences not admitted yet."""
+        return len(self.waiting) + len(self._fresh)
+
+    def plan(self, now_s: float, *, idle: bool = False) -> Iteration:
+        """Choose what the next iteration holds and take its blocks.
+
+        Args:
+            now_s: when the iteration starts.
+            idle: whether nothing ran before it, so that nothing was planned ahead.
+        """
+        lag = self.limits.async_scheduling and not idle
+        if not lag:
+            self._take_in(now_s)
         preempted = self._preempted = self._make_room()
         self._chunks = []
         budget = self.limits.max_num_batched_tokens - len(self._decoding) * self._queries
         for sequence in self._prefilling:
             budget = self._chunk(sequence, budget)
+        running = self.running
         if self.waiting and not preempted:
-            self._admit(budget, now_s)
+            slots = self.limits.max_num_seqs - (
+                max(running, self._planned_running) if lag else running
+            )
+            self._admit(budget, now_s, slots)
+        self._admitting = lag and bool(
+            self._fresh or (self.waiting and self._planned_running > running)
+        )
+        self._planned_running = self.running
+        if lag:
+            self._take_in(now_s)
         return self._shape()
+
+    def _take_in(self, now_s: float) -> None:
+        """Move arrivals to the queue; they were in the socket until now."""
+        for sequence in self._fresh:
+            sequence.queued_s = now_s
+        self.waiting.extend(self._fresh)
+        self._fresh.clear()
 
     def _make_room(self) -> bool:
         needed = self._calendar.blocks(self._step, 1)[0] if self._decoding else 0
@@ -127,14 +161,15 @@ class Rank:
             return budget - tokens
         return budget
 
-    def _admit(self, budget: int, now_s: float) -> None:
+    def _admit(self, budget: int, now_s: float, slots: int) -> None:
         """Admit in order of arrival; a prompt's blocks are reserved as a whole."""
-        while self.waiting and self.running < self.limits.max_num_seqs:
+        while self.waiting and slots > 0:
             sequence = self.waiting[0]
             ready = sequence.done_tokens >= sequence.prompt_tokens
             if budget < (self._queries if ready else 1) or not self._reserve(sequence, ready=ready):
                 return
             self.waiting.popleft()
+            slots -= 1
             if sequence.scheduled_s < 0:
                 sequence.scheduled_s = now_s
             if ready:
@@ -179,7 +214,7 @@ class Rank:
 
     def quiet_steps(self, most: int) -> int:
         """Steps, this one included, after which something can change at the earliest."""
-        if self._chunks or self._preempted:
+        if self._chunks or self._preempted or self._admitting:
             return 1
         if not self._decoding:
             return most

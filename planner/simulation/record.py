@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from array import array
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -17,6 +18,7 @@ REQUEST_ROW: dict[str, type[pl.DataType]] = {
     "replica_index": pl.Int64,
     "rank_index": pl.Int64,
     "arrival_s": pl.Float64,
+    "queued_s": pl.Float64,
     "scheduled_s": pl.Float64,
     "first_token_s": pl.Float64,
     "finished_s": pl.Float64,
@@ -25,7 +27,8 @@ REQUEST_ROW: dict[str, type[pl.DataType]] = {
     "cached_tokens": pl.Int64,
     "preemptions_count": pl.Int64,
 }
-"""One finished request; times on the simulation's clock, which starts at 0."""
+"""One finished request; times on the simulation's clock, which starts at 0. `queued_s` is when the
+engine took the request from its socket, which happens between iterations."""
 
 ROWS_A_PART = 4096
 _SUFFIXES = (".csv", ".jsonl", ".parquet")
@@ -44,7 +47,7 @@ class RequestLog:
                 "invalid", f"cannot write requests to {path}; known endings: {', '.join(_SUFFIXES)}"
             )
         self._path = path
-        self._columns = {
+        self._columns: dict[str, array[Any]] = {
             name: array("d" if kind is pl.Float64 else "q") for name, kind in REQUEST_ROW.items()
         }
         self._appends = [column.append for column in self._columns.values()]
@@ -58,8 +61,8 @@ class RequestLog:
         request = sequence.request
         row = (
             sequence.index, request.line, sequence.replica, sequence.rank, sequence.arrival_s,
-            sequence.scheduled_s, sequence.first_token_s, finished_s, request.isl_tokens,
-            request.osl_tokens, sequence.cached_tokens, sequence.preemptions,
+            sequence.queued_s, sequence.scheduled_s, sequence.first_token_s, finished_s,
+            request.isl_tokens, request.osl_tokens, sequence.cached_tokens, sequence.preemptions,
         )  # fmt: skip
         for append, value in zip(self._appends, row, strict=True):
             append(value)
@@ -85,7 +88,10 @@ class RequestLog:
     def _frame(self, start: int) -> pl.DataFrame:
         data = {name: column[start:] for name, column in self._columns.items()}
         return pl.DataFrame(
-            {name: pl.Series(name, values, dtype=REQUEST_ROW[name]) for name, values in data.items()}
+            {
+                name: pl.Series(name, values, dtype=REQUEST_ROW[name])
+                for name, values in data.items()
+            }
         )
 
     def _prepare(self, path: Path) -> None:

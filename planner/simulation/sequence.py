@@ -11,8 +11,8 @@ class Sequence:
 
     __slots__ = (
         "arrival_s", "blocks", "cached_tokens", "done_tokens", "emitted_tokens", "epoch",
-        "first_token_s", "index", "plan", "preemptions", "prompt_tokens", "rank", "replica",
-        "request", "scheduled_s", "units",
+        "first_token_s", "index", "plan", "preemptions", "prompt_tokens", "queued_s", "rank",
+        "replica", "request", "scheduled_s", "units",
     )  # fmt: skip
 
     def __init__(self, index: int, request: Request, arrival_s: float) -> None:
@@ -23,6 +23,7 @@ class Sequence:
         self.done_tokens = 0
         self.emitted_tokens = 0
         self.cached_tokens = 0
+        self.queued_s = -1.0
         self.scheduled_s = -1.0
         self.first_token_s = -1.0
         self.blocks = 0

@@ -131,6 +131,7 @@ class Serving:
                 skip_quiet=self.options.skip_quiet,
             )  # fmt: skip
             group.after_step = self._after_step
+            group.after_plan = self.timeline.look
             groups.append(group)
         return groups
 
@@ -158,7 +159,6 @@ class Serving:
             if not isinstance(self._source, ClosedLoop):
                 self._pull()
             self._front.submit(Sequence(index, request, self.clock.now))
-            self.timeline.look(self.clock.now, self.groups)
 
         self.clock.call_at(request.arrival_s, arrive, ARRIVAL)
 
@@ -169,11 +169,10 @@ class Serving:
         if isinstance(self._source, ClosedLoop):
             self._book(self._source.next(end_s, self._random))
 
-    def _after_step(self, group: Group, end_s: float) -> None:
+    def _after_step(self, group: Group, _: float) -> None:
         for router in (self._front, self._back):
             if router is not None and group in router.groups:
                 router.refill(group)
-        self.timeline.look(end_s, self.groups)
 
     def _hand_over(self, sequence: Sequence, source: Rank) -> None:
         """Send a finished prompt's KV cache to the decode pool; the source keeps it until then."""

@@ -1,7 +1,7 @@
 """What one engine iteration holds, and the only way seconds enter the simulation.
 
-The simulation prices nothing itself. It hands the shape of an iteration to a `StepSeconds` (a closed
-form in a test, a measured table, or the planner's timed work sheet) and adds only waiting.
+The simulation prices nothing itself. It hands the shape of an iteration to a `StepSeconds` (a
+closed form in a test, a measured table, or the planner's timed work sheet) and adds only waiting.
 """
 
 from __future__ import annotations

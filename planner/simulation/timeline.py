@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from array import array
-from collections.abc import Sequence
+from typing import Any
 
 import polars as pl
 
@@ -20,9 +21,9 @@ LOAD_ROW: dict[str, type[pl.DataType]] = {
 
 
 class LoadTimeline:
-    """Looks at groups at arrivals and iteration ends that change who waits or runs.
+    """Looks at a group when an iteration starts with another number waiting or running.
 
-    Moments between two changes add nothing, so a run that skips them writes the same table.
+    Iterations between two changes add nothing, so a run that skips them writes the same table.
 
     Args:
         step_s: shortest time between two looks; 0 keeps every change.
@@ -31,28 +32,28 @@ class LoadTimeline:
     def __init__(self, step_s: float) -> None:
         self._step_s = step_s
         self._last: dict[int, tuple[float, int, int]] = {}
-        self._columns = {
+        self._columns: dict[str, array[Any]] = {
             name: array("d" if kind is pl.Float64 else "q") for name, kind in LOAD_ROW.items()
         }
 
-    def look(self, now_s: float, groups: Sequence[Group]) -> None:
-        """Note every group whose queue or running set changed."""
-        for group in groups:
-            waiting = running = 0
-            for rank in group.ranks:
-                waiting += len(rank.waiting)
-                running += rank.running
-            last = self._last.get(group.index)
-            if last is not None and (
-                last[1:] == (waiting, running) or now_s - last[0] < self._step_s
-            ):
-                continue
-            self._last[group.index] = (now_s, waiting, running)
-            blocks = sum(rank.kv.blocks for rank in group.ranks)
-            used = sum(rank.kv.used for rank in group.ranks)
-            row = (now_s, group.index, waiting, running, used / blocks)
-            for column, value in zip(self._columns.values(), row, strict=True):
-                column.append(value)
+    def look(self, group: Group, now_s: float) -> None:
+        """Note the group if its queue or running set changed."""
+        waiting = running = 0
+        for rank in group.ranks:
+            waiting += rank.queued
+            running += rank.running
+        last_s, *last = self._last.get(group.index, (-math.inf, -1, -1))
+        if last == [waiting, running]:
+            return
+        keep = now_s - last_s >= self._step_s
+        self._last[group.index] = (now_s if keep else last_s, waiting, running)
+        if not keep:
+            return
+        blocks = sum(rank.kv.blocks for rank in group.ranks)
+        used = sum(rank.kv.used for rank in group.ranks)
+        row = (now_s, group.index, waiting, running, used / blocks)
+        for column, value in zip(self._columns.values(), row, strict=True):
+            column.append(value)
 
     def table(self) -> pl.DataFrame:
         """All looks in order."""
