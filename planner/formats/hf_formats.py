@@ -72,25 +72,35 @@ def _fields(
         others = scheme.plain if only_routed else stored
         return {"routed": stored, "shared": others, "dense": others, "attention": others}
     means = {bucket: Mean() for bucket in BUCKETS}
-    modules = {name: _modules(parts, kind) for name, kind in kinds.items()}
     rules: dict[tuple[str, ...], Any] = {}
-    layers: dict[str, list[int]] = {}
-    for layer, name in enumerate(names):
-        layers.setdefault(name, []).append(layer)
-    for name, where in layers.items():
-        for bucket, suffixes, parameters in modules[name]:
+    for name, where in _layers_of(names).items():
+        for bucket, suffixes, parameters in _modules(parts, kinds[name]):
             if suffixes not in rules:
                 rules[suffixes] = [scheme.rules(suffix) for suffix in suffixes]
-            if not any(any(rule) for rule in rules[suffixes]):
-                means[bucket].add(scheme.default or scheme.plain, parameters * len(where))
-                continue
-            for layer in where:
-                means[bucket].add(_one(scheme, layer, rules[suffixes]), parameters)
+            _weigh(scheme, means[bucket], (where, rules[suffixes], parameters))
     found: dict[str, Any] = {bucket: mean.main or scheme.plain for bucket, mean in means.items()}
     mixed = {bucket: mean.mean_bytes for bucket, mean in means.items() if mean.mean_bytes}
     for bucket in mixed:
         parts.note(f"{bucket}: layers or modules differ in format; their mean bytes are weighed")
     return found | {"mean_bytes": mixed}
+
+
+def _layers_of(names: list[str]) -> dict[str, list[int]]:
+    """Indices of the layers of each kind."""
+    layers: dict[str, list[int]] = {}
+    for layer, name in enumerate(names):
+        layers.setdefault(name, []).append(layer)
+    return layers
+
+
+def _weigh(scheme: Scheme, mean: Mean, module: tuple[list[int], list[Any], float]) -> None:
+    """Count one module of every layer in `where`; one sum where no rule speaks of it."""
+    where, rules, parameters = module
+    if not any(any(rule) for rule in rules):
+        mean.add(scheme.default or scheme.plain, parameters * len(where))
+        return
+    for layer in where:
+        mean.add(_one(scheme, layer, rules), parameters)
 
 
 def _one(scheme: Scheme, layer: int, rules: list[Any]) -> str:
