@@ -75,8 +75,11 @@ def _by_layer_types(fields: Fields, layers: int) -> list[str] | None:
 
 
 def _by_swa_list(fields: Fields, layers: int) -> list[str] | None:
-    flags = fields.each("hybrid_layer_pattern", layers)
-    return None if flags is None else ["sliding" if flag else "full" for flag in flags]
+    for name in ("hybrid_layer_pattern", "sliding_window_layout"):
+        flags = fields.each(name, layers)
+        if flags is not None:
+            return ["sliding" if flag else "full" for flag in flags]
+    return None
 
 
 def _by_attn_type_list(fields: Fields, layers: int) -> list[str] | None:

@@ -1,0 +1,1 @@
+"""Compression as transforms on a table of experts: four costs, kept apart, and known quality."""
