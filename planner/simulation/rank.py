@@ -32,6 +32,8 @@ class EngineLimits:
     prefix_cache: bool = False
     mtp_tokens: int = 0
     mtp_acceptance_ratio: float = 0.0
+    prefill_first: bool = False
+    """Whether prompts get iterations of their own while decoding pauses, instead of sharing."""
     async_scheduling: bool = False
     """Whether an iteration is planned while the one before it runs: arrivals and freed slots then
     count one iteration later (vLLM's default since 0.14, TensorRT-LLM's overlap scheduler)."""
@@ -68,6 +70,7 @@ class Rank:
         self._preempted = False
         self._fresh: deque[Sequence] = deque()
         self._admitting = False
+        self._decode_paused = False
         self._planned_running = 0
         self._random = random
         self._on_finish = on_finish
@@ -117,9 +120,11 @@ class Rank:
         lag = self.limits.async_scheduling and not idle
         if not lag:
             self._take_in(now_s)
-        preempted = self._preempted = self._make_room()
+        alone = self.limits.prefill_first
+        preempted = self._preempted = not alone and self._make_room()
         self._chunks = []
-        budget = self.limits.max_num_batched_tokens - len(self._decoding) * self._queries
+        shared = 0 if alone else len(self._decoding) * self._queries
+        budget = self.limits.max_num_batched_tokens - shared
         for sequence in self._prefilling:
             budget = self._chunk(sequence, budget)
         running = self.running
@@ -131,6 +136,9 @@ class Rank:
         self._admitting = lag and bool(
             self._fresh or (self.waiting and self._planned_running > running)
         )
+        self._decode_paused = alone and bool(self._chunks)
+        if alone and not self._decode_paused:
+            self._preempted = self._make_room()
         self._planned_running = self.running
         if lag:
             self._take_in(now_s)
@@ -201,8 +209,8 @@ class Rank:
         return True
 
     def _shape(self) -> Iteration:
-        count = len(self._decoding)
-        context = self._context_tokens + count * self._queries
+        count = 0 if self._decode_paused else len(self._decoding)
+        context = self._context_tokens + count * self._queries if count else 0
         if not self._chunks:
             return Iteration(decode_sequences=count, decode_context_tokens=context)
         tokens = pairs = finishing = 0
@@ -239,18 +247,24 @@ class Rank:
 
     def advance(self, steps: int, end_s: float) -> None:
         """Close `steps` iterations that ended at `end_s`: finish, hand over, start decoding."""
-        if self._decoding:
-            if steps > 1:
-                self.kv.take(sum(self._calendar.blocks(self._step + 1, steps - 1)))
-            self._context_tokens += sum(self._calendar.tokens(self._step, steps))
-        self._step += steps
-        self._finish_decodes(end_s)
+        if self._decode_paused:
+            self._decode_paused = False
+        else:
+            self._decode(steps, end_s)
         for sequence, tokens in self._chunks:
             sequence.done_tokens += tokens
             if sequence.done_tokens == sequence.prompt_tokens:
                 self._prefilling.remove(sequence)
                 self._prompt_done(sequence, end_s)
         self._chunks = []
+
+    def _decode(self, steps: int, end_s: float) -> None:
+        if self._decoding:
+            if steps > 1:
+                self.kv.take(sum(self._calendar.blocks(self._step + 1, steps - 1)))
+            self._context_tokens += sum(self._calendar.tokens(self._step, steps))
+        self._step += steps
+        self._finish_decodes(end_s)
 
     def _prompt_done(self, sequence: Sequence, end_s: float) -> None:
         self._keep_prefix(sequence)

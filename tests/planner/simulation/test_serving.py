@@ -114,6 +114,7 @@ CASES = {
     "preempting": (Pool(replace(LIMITS, kv_blocks=900), STEPS), 60.0),
     "lockstep": (Pool(replace(LIMITS, kv_blocks=900), STEPS, replicas=2, dp=2), 90.0),
     "speculating": (Pool(replace(LIMITS, mtp_tokens=2, mtp_acceptance_ratio=0.7), STEPS), 30.0),
+    "prompts first": (Pool(replace(LIMITS, prefill_first=True, kv_blocks=900), STEPS), 60.0),
     "planned ahead": (Pool(replace(LIMITS, async_scheduling=True), STEPS), 40.0),
     "one queue": (Pool(LIMITS, STEPS, replicas=3, router="shared_queue"), 80.0),
 }
@@ -281,13 +282,19 @@ def test_unknown_router_lists_the_known() -> None:
     st.integers(1, 8),
     st.booleans(),
     st.integers(0, 2),
+    st.booleans(),
 )
 def test_tokens_and_time_are_conserved(
-    lengths: list[tuple[float, int, int]], blocks: int, slots: int, ahead: bool, mtp: int
+    lengths: list[tuple[float, int, int]],
+    blocks: int,
+    slots: int,
+    ahead: bool,
+    mtp: int,
+    first: bool,
 ) -> None:
     limits = EngineLimits(
         max_num_seqs=slots, max_num_batched_tokens=256, kv_blocks=blocks,
-        async_scheduling=ahead, mtp_tokens=mtp, mtp_acceptance_ratio=0.5,
+        async_scheduling=ahead, prefill_first=first, mtp_tokens=mtp, mtp_acceptance_ratio=0.5,
     )  # fmt: skip
     requests = [Request(t, isl, osl) for t, isl, osl in sorted(lengths)]
     tables = []

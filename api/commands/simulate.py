@@ -1,0 +1,97 @@
+"""`moesaic simulate`: what a service does under load, request by request."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from api.output import Output, output_options
+
+if TYPE_CHECKING:
+    from planner.simulation.question import SimulationQuestion
+
+_PATH = click.Path(dir_okay=False, path_type=Path)
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@output_options
+@click.option(
+    "--requests",
+    "requests_path",
+    type=_PATH,
+    help="Write one row a request (.csv, .jsonl, .parquet), in parts while it runs.",
+)
+@click.option(
+    "--timeline",
+    "timeline_path",
+    type=_PATH,
+    help="Write queues and KV use over time (.csv, .parquet).",
+)
+@click.option(
+    "--trace",
+    "trace_path",
+    type=_PATH,
+    help="Write a Chrome/Perfetto trace (.json) of requests and load.",
+)
+def command(  # noqa: PLR0913, PLR0917 - one parameter an option
+    file: Path, form: str, out: Path | None, overrides: tuple[str, ...], quiet: bool,  # noqa: FBT001
+    requests_path: Path | None, timeline_path: Path | None, trace_path: Path | None,
+) -> None:  # fmt: skip
+    """Simulate the service that FILE describes (YAML or JSON) and print percentiles.
+
+    FILE names model, cluster, layout, engine settings and a load: a trace (Mooncake, Azure,
+    LLMServingSim), arrivals at a rate (poisson, gamma, ramp) or users in a closed loop.
+
+    Example: moesaic simulate tests/scenarios/simulate/qwen3-poisson.yaml --requests requests.csv
+    """
+    from planner.simulation.files import read_question, write_table
+    from planner.simulation.simulate import simulate
+    from reports.simulation_text import simulation_text
+
+    output = Output(form, out, quiet)
+    question = read_question(file, overrides)
+    with _progress(question, quiet=quiet) as tell:
+        answer, run, requests = simulate(question, requests_path=requests_path, on_progress=tell)
+    if requests_path is not None:
+        output.note(f"wrote {requests_path}")
+    if timeline_path is not None:
+        write_table(timeline_path, run.timeline.table())
+        output.note(f"wrote {timeline_path}")
+    if trace_path is not None:
+        from planner.formats.perfetto import write_perfetto
+        from planner.simulation.slices import load_counters, request_slices
+
+        counters = load_counters(run.timeline.table())
+        write_perfetto(trace_path, request_slices(requests), counters)
+        output.note(f"wrote {trace_path}")
+    output.show(answer.model_dump(mode="json"), lambda: simulation_text(answer))
+
+
+@contextmanager
+def _progress(
+    question: SimulationQuestion, *, quiet: bool
+) -> Iterator[Callable[[int, int, float], None] | None]:
+    """Show simulated and real time on a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    if quiet or not console.is_terminal:
+        yield None
+        return
+    columns: tuple[Any, ...] = (
+        TextColumn("run {task.fields[run]}"), BarColumn(), TextColumn("{task.completed} requests"),
+        TextColumn("{task.fields[now]:.1f} s simulated"), TimeElapsedColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=question.requests, run=1, now=0.0)
+
+        def tell(run: int, count: int, now_s: float) -> None:
+            bar.update(task, completed=count, run=run + 1, now=now_s)
+
+        yield tell

@@ -1,0 +1,193 @@
+"""The simulation as a question: priced by the planner's own sheet, answered as a document."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from hwprofiles.errors import MoesaicError
+from planner.formats.request import Request
+from planner.pricing import price
+from planner.simulation.files import read_question, write_table
+from planner.simulation.planned_steps import GridAxes, _passes
+from planner.simulation.question import SimulationQuestion
+from planner.simulation.rank import EngineLimits
+from planner.simulation.serving import Pool, Serving
+from planner.simulation.simulate import prepare, simulate
+
+FILE = Path(__file__).parents[2] / "scenarios" / "simulate" / "qwen3-poisson.yaml"
+LENGTHS = {"isl": 400, "osl": 40}
+
+
+def question(**fields: Any) -> SimulationQuestion:
+    data = {
+        "model": "qwen3-30b-a3b", "cluster": "dgx-h100", "layout": {"dp": 2},
+        "engine": {"max_num_seqs": 16, "max_num_batched_tokens": 1024},
+        "load": {"kind": "poisson", "request_rate": 20, "lengths": LENGTHS},
+        "requests": 30, "seeds": 2,
+    }  # fmt: skip
+    return SimulationQuestion.parse(data | fields)
+
+
+def test_one_request_equals_the_priced_passes() -> None:
+    isl, osl = 96, 9
+    asked = question(layout={"tp": 2})
+    ready = prepare(asked)
+    contexts = tuple(range(isl + 1, isl + osl))
+    axes = GridAxes((isl,), (0,), (1,), contexts)
+    steps = type(ready.steps)(
+        _shared(asked), _layout(ready), replace(ready.limits, max_num_seqs=1), axes
+    )
+    run = Serving(
+        Pool(ready.limits, steps.seconds("typical")), iter([Request(0.0, isl, osl)])
+    ).run()
+    row = run.log.close().row(0, named=True)
+    passes = price(
+        _passes(axes, _layout(ready), ready.limits, _shared(asked)), _shared(asked)
+    ).passes
+    prefill = float(passes.filter(phase="prefill")["typical_s"].sum())
+    decode = float(passes.filter(phase="decode")["typical_s"].sum())
+    assert row["ttft_s"] == pytest.approx(prefill, rel=1e-9)
+    assert row["e2e_s"] == pytest.approx(prefill + decode, rel=1e-9)
+
+
+def _shared(asked: SimulationQuestion) -> Any:
+    from planner.engines import load_engine
+    from planner.pricing import Question
+    from planner.work.sheet import formats_of
+
+    return Question(
+        asked.model, asked.cluster, load_engine(asked.backend), asked.routing,
+        formats_of(asked.model, asked.precision, asked.kv_dtype),
+    )  # fmt: skip
+
+
+def _layout(ready: Any) -> Any:
+    row = ready.steps.priced.passes.row(0, named=True)
+    from planner.candidates import Layout
+
+    return Layout(*(int(row[name]) for name in ("tp", "dp", "pp", "moe_tp", "moe_ep")))
+
+
+def test_answer_has_ordered_figures_and_states_its_assumptions(tmp_path: Path) -> None:
+    path = tmp_path / "requests.parquet"
+    answer, run, table = simulate(question(), requests_path=path)
+    assert table.height == 30
+    assert pl.read_parquet(path).equals(table)
+    for figure in answer.summary.values():
+        assert figure.low <= figure.typical <= figure.high
+        assert figure.mean_low <= figure.typical <= figure.mean_high
+    summary = answer.summary
+    assert summary["ttft_p50_s"].typical <= summary["ttft_p99_s"].typical
+    assert summary["ttft_mean_s"].low < summary["ttft_mean_s"].typical
+    assert answer.assumptions
+    assert answer.seeds == 2
+    assert run.groups[0].iterations > 0
+
+
+def test_same_question_same_answer() -> None:
+    assert simulate(question())[0].digest() == simulate(question())[0].digest()
+
+
+def test_more_load_means_longer_tails() -> None:
+    quiet, busy = (
+        simulate(question(load={"kind": "poisson", "request_rate": rate, "lengths": LENGTHS},
+                          requests=200))[0]
+        for rate in (5, 200)
+    )  # fmt: skip
+    assert busy.summary["ttft_p90_s"].typical > 2 * quiet.summary["ttft_p90_s"].typical
+
+
+LOADS: list[dict[str, Any]] = [
+    {"kind": "gamma", "request_rate": 20, "burstiness": 0.25, "lengths": LENGTHS},
+    {"kind": "ramp", "times_s": [0, 5], "request_rates": [1, 30], "lengths": LENGTHS},
+    {"kind": "closed", "concurrency": 8, "lengths": LENGTHS | {"variation_ratio": 0.5}},
+]
+
+
+@pytest.mark.parametrize("load", LOADS)
+def test_every_kind_of_load(load: dict[str, Any]) -> None:
+    answer, _, table = simulate(question(load=load))
+    assert table.height == 30
+    assert answer.summary["requests_count"].typical == 30
+
+
+def test_trace_is_run_once_and_can_be_speeded_up(tmp_path: Path) -> None:
+    trace = tmp_path / "t.jsonl"
+    rows = [{"input_toks": 100, "output_toks": 5, "arrival_time_ns": n * 10**9} for n in range(9)]
+    trace.write_text("\n".join(map(json.dumps, rows)))
+    load = {"kind": "trace", "file": str(trace)}
+    answer, _, table = simulate(question(load=load, requests=None))
+    assert answer.seeds == 1
+    assert table["arrival_s"].max() == 8
+    _, _, fast = simulate(question(load=load | {"speed_ratio": 4}, requests=None))
+    assert fast["arrival_s"].max() == 2
+
+
+def test_pools_apart_move_their_caches() -> None:
+    answer, run, _ = simulate(question(layout={"replicas": 2}, decode={"dp": 2}))
+    assert answer.summary["kv_moved_bytes"].typical == pytest.approx(30 * 400 * 98304)
+    assert run.links is not None
+    assert any("KV caches travel" in text for text in answer.assumptions)
+
+
+def test_an_engine_that_puts_prompts_first_says_so() -> None:
+    answer, _, _ = simulate(question(backend="sglang"))
+    assert any("prompts pause decoding" in text for text in answer.assumptions)
+
+
+REFUSED = {
+    "endless": ({"requests": None}, "never ends"),
+    "layout": ({"layout": {"tp": 3}}, "does not divide"),
+    "devices": ({"layout": {"tp": 1, "dp": 16}}, "needs 16 devices"),
+    "router": ({"layout": {"router": "best"}}, "no router 'best'"),
+    "memory": ({"engine": {"memory_share": 0.2}}, "no KV block is left"),
+    "kv": ({"engine": {"kv_blocks": 4}}, "needs .* tokens of KV cache"),
+    "ramp": (
+        {"load": {"kind": "ramp", "times_s": [0], "request_rates": [1, 2], "lengths": LENGTHS}},
+        "same number",
+    ),
+    "field": ({"speed": 1}, "Extra inputs"),
+    "model": ({"model": "qwen9"}, "no model"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_simulated_is_refused(case: str) -> None:
+    fields, message = REFUSED[case]
+    with pytest.raises(MoesaicError, match=message):
+        simulate(question(**fields))
+
+
+def test_files_count_from_the_questions_folder(tmp_path: Path) -> None:
+    (tmp_path / "lengths.csv").write_text("num_prefill_tokens,num_decode_tokens\n50,5\n")
+    text = FILE.read_text().replace("{isl: 1000,", "{file: lengths.csv, isl: 1000,")
+    (tmp_path / "q.yaml").write_text(text)
+    asked = read_question(tmp_path / "q.yaml", ("requests=10", "seeds=1"))
+    _, _, table = simulate(asked)
+    assert table["isl_tokens"].to_list() == [50] * 10
+    (tmp_path / "bad.yaml").write_text("- 1\n")
+    with pytest.raises(MoesaicError, match="holds no simulation"):
+        read_question(tmp_path / "bad.yaml")
+
+
+def test_tables_go_where_their_ending_says(tmp_path: Path) -> None:
+    table = pl.DataFrame({"a": [1]})
+    write_table(tmp_path / "t.csv", table)
+    write_table(tmp_path / "t.parquet", table)
+    for path in (tmp_path / "t.json", tmp_path / "none" / "t.csv"):
+        with pytest.raises(MoesaicError, match="cannot write"):
+            write_table(path, table)
+
+
+def test_limits_default_to_the_engines() -> None:
+    ready = prepare(question(engine={}))
+    assert ready.limits == replace(
+        EngineLimits(), max_num_seqs=1024, max_num_batched_tokens=8192,
+        kv_blocks=ready.limits.kv_blocks,
+    )  # fmt: skip
