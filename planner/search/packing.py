@@ -1,0 +1,188 @@
+"""Copies onto devices: largest first, then swaps on the fullest device, with a proven bound.
+
+All loads are shares of one layer, [traces, …]; several traces are balanced at once, by the worst.
+A monolithic min-max programme of this size is worse than this after half a minute; the bound shows
+how far from any solution, over all copy counts, the packing can be.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hwprofiles.errors import MoesaicError
+from planner.search.eplb import replicate
+
+Array = NDArray[np.float64]
+Ints = NDArray[np.int64]
+ROUNDS = 400
+"""Swaps tried on one layer at most."""
+ENOUGH_RATIO = 1e-4
+"""A packing this close to its bound is left alone."""
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Slots of one layer, [devices, slots]: the expert in each; and its busiest over mean."""
+
+    experts: Ints
+    max_over_mean: float
+    bound: float
+
+
+def lower_bound(weights: Array, slots: int, speeds: Array) -> float:
+    """No placement of any copy counts has a busiest over mean below this.
+
+    The mean itself; and the largest copy when copies are spread best (greedy copies minimise it:
+    every other choice leaves some expert with fewer), on a device whose other slots hold the
+    smallest copies there can be. Without copies, also: of the j·devices + 1 largest experts some
+    device holds j + 1 (pigeonhole).
+
+    Args:
+        weights: [traces, experts], rows sum to one.
+        slots: copies in all.
+        speeds: relative speed of each device, mean one.
+    """
+    devices, experts = len(speeds), weights.shape[1]
+    scale = devices / float(speeds.max())
+    width = slots // devices
+    most_copies = min(slots - experts + 1, devices)
+    found = 1.0
+    for row in weights:
+        rising = np.concatenate([[0.0], np.cumsum(np.sort(row) / most_copies)])
+        copies = replicate(row, slots, devices)
+        found = max(found, (float((row / copies).max()) + rising[width - 1]) * scale)
+        if slots == experts:
+            falling = np.sort(row)[::-1]
+            for j in range(1, width):
+                together = (j + 1) * falling[j * devices] + rising[width - j - 1]
+                found = max(found, float(together) * scale)
+    return found
+
+
+def busiest(experts: Ints, weights: Array, speeds: Array) -> float:
+    """Busiest over mean of a layout, worst trace; copies share an expert's load equally."""
+    return float(device_loads(experts, weights, speeds).max())
+
+
+def device_loads(experts: Ints, weights: Array, speeds: Array) -> Array:
+    """Load over the mean of each device and trace, [traces, devices]."""
+    copies = np.bincount(experts.ravel(), minlength=weights.shape[1])
+    each = weights / np.maximum(copies, 1)
+    loads: Array = each[:, experts].sum(axis=2) * len(speeds) / speeds
+    return loads
+
+
+def pack(weights: Array, slots: int, speeds: Array, start: Ints | None = None) -> Packing:
+    """Place every copy of one layer.
+
+    Args:
+        weights: [traces, experts], rows sum to one.
+        slots: copies in all, a multiple of the devices.
+        speeds: relative speed of each device, mean one.
+        start: another layout that the answer must not be worse than.
+    """
+    bound = lower_bound(weights, slots, speeds)
+    copies = replicate(weights.max(axis=0), slots, len(speeds))
+    best = _improved(_largest_first(weights, copies, speeds), weights, speeds, bound)
+    value = busiest(best, weights, speeds)
+    if start is not None and not doubled(start) and value > bound * (1 + ENOUGH_RATIO):
+        other = _improved(start, weights, speeds, bound)
+        other_value = busiest(other, weights, speeds)
+        if other_value < value:
+            best, value = other, other_value
+    return Packing(best, value, bound)
+
+
+def _largest_first(weights: Array, copies: Ints, speeds: Array) -> Ints:
+    devices, traces = len(speeds), len(weights)
+    slots = int(copies.sum()) // devices
+    each = weights / copies * devices
+    load = np.zeros((traces, devices))
+    filled = np.zeros(devices, dtype=np.int64)
+    experts = np.full((devices, slots), -1, dtype=np.int64)
+    for expert in np.argsort(-each.max(axis=0), kind="stable"):
+        for _ in range(copies[expert]):
+            after = ((load + each[:, expert, None]) / speeds).max(axis=0)
+            held = (experts == expert).any(axis=1)
+            after[(filled == slots) | held] = np.inf
+            if not np.isfinite(after).any():
+                _make_room(experts, filled, load, each, int(expert))
+                continue
+            device = int(np.argmin(after))
+            experts[device, filled[device]] = expert
+            load[:, device] += each[:, expert]
+            filled[device] += 1
+    return experts
+
+
+def _make_room(experts: Ints, filled: Ints, load: Array, each: Array, expert: int) -> None:
+    """Every device with room holds the expert already: pass it one that another device gives up."""
+    device = int(np.argmin(filled))
+    free = ~(experts == expert).any(axis=1)
+    mine = set(experts[device, : filled[device]].tolist())
+    for other in np.flatnonzero(free):
+        for slot in range(experts.shape[1]):
+            given = int(experts[other, slot])
+            if given not in mine:
+                experts[device, filled[device]], experts[other, slot] = given, expert
+                filled[device] += 1
+                load[:, device] += each[:, given]
+                load[:, other] += each[:, expert] - each[:, given]
+                return
+    raise MoesaicError(
+        "infeasible", f"{int(filled.size)} devices cannot hold the copies of expert {expert} apart"
+    )
+
+
+def doubled(experts: Ints) -> bool:
+    """Whether any device holds two copies of one expert."""
+    ordered = np.sort(experts, axis=1)
+    return bool((ordered[:, 1:] == ordered[:, :-1]).any())
+
+
+def _improved(experts: Ints, weights: Array, speeds: Array, bound: float) -> Ints:
+    """Swap one copy of the fullest device for one of another while the worse of both falls."""
+    experts = experts.copy()
+    copies = np.bincount(experts.ravel(), minlength=weights.shape[1])
+    each = weights / np.maximum(copies, 1) * len(speeds)
+    loads = each[:, experts].sum(axis=2) / speeds
+    for _ in range(ROUNDS):
+        worst = loads.max(axis=0)
+        fullest = int(worst.argmax())
+        if worst[fullest] <= bound * (1 + ENOUGH_RATIO):
+            break
+        swap = best_swap(experts, each, loads, speeds, fullest)
+        if swap is None:
+            break
+        mine, device, theirs = swap
+        pair = experts[fullest, mine], experts[device, theirs]
+        experts[fullest, mine], experts[device, theirs] = pair[1], pair[0]
+        for changed in (fullest, device):
+            loads[:, changed] = each[:, experts[changed]].sum(axis=1) / speeds[changed]
+    return experts
+
+
+def best_swap(
+    experts: Ints, each: Array, loads: Array, speeds: Array, fullest: int
+) -> tuple[int, int, int] | None:
+    """The swap that lowers the worse of both devices most, and never doubles a copy."""
+    own = each[:, experts[fullest]]
+    other = each[:, experts]
+    delta = other[:, None, :, :] - own[:, :, None, None]
+    mine = loads[:, fullest, None, None, None] + delta / speeds[fullest]
+    theirs = loads[:, None, :, None] - delta / speeds[None, None, :, None]
+    after = np.maximum(mine, theirs).max(axis=0)
+    twice = (experts[None, :, :] == experts[fullest][:, None, None]).any(axis=2)
+    after[np.broadcast_to(twice[:, :, None], after.shape)] = np.inf
+    there = (experts[:, :, None] == experts[fullest][None, None, :]).any(axis=2)
+    after[np.broadcast_to(there[None], after.shape)] = np.inf
+    after[:, fullest] = np.inf
+    best = int(after.argmin())
+    slot, device, place = np.unravel_index(best, after.shape)
+    before = loads[:, fullest].max()
+    if after.flat[best] >= before * (1 - 1e-9):
+        return None
+    return int(slot), int(device), int(place)
