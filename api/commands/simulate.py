@@ -47,8 +47,10 @@ def command(  # noqa: PLR0913, PLR0917 - one parameter an option
     FILE names model, cluster, layout, engine settings and a load: a trace (Mooncake, Azure,
     LLMServingSim), arrivals at a rate (poisson, gamma, ramp) or users in a closed loop.
 
-    Example: moesaic simulate tests/scenarios/simulate/qwen3-poisson.yaml --requests requests.csv
-    """
+    \b
+    Example:
+    moesaic simulate tests/scenarios/simulate/qwen3-poisson.yaml --requests requests.csv
+    """  # noqa: D301 - click reads the backspace itself
     from planner.simulation.files import read_question, write_table
     from planner.simulation.simulate import simulate
     from reports.simulation_text import simulation_text
