@@ -14,6 +14,10 @@ VERBS: dict[str, tuple[str, str]] = {
     "plan": ("api.commands.plan", "Which layout, parallelism and pools serve a scenario best."),
     "estimate": ("api.commands.estimate", "What one given configuration does, or a file of them."),
     "simulate": ("api.commands.simulate", "Percentiles under load, request by request."),
+    "compress": (
+        "api.commands.compress",
+        "Bits, pruning, merging of experts, with their costs.",
+    ),
     "place": ("api.commands.place", "Experts onto devices, with copies, balanced and proven."),
     "models": ("api.commands.models", "What is known of a model: parameters, memory, structure."),
     "hardware": ("api.commands.hardware", "What is known of devices and clusters, with sources."),

@@ -57,7 +57,7 @@ CHECKS: dict[str, Callable[[], str]] = {
 
 @click.command()
 @output_options
-def command(form: str, out: object, overrides: tuple[str, ...], quiet: bool) -> None:  # noqa: FBT001
+def command(form: str, out: object, overrides: tuple[str, ...], quiet: bool) -> None:
     r"""Check the installation; exit 1 when something needed fails.
 
     \b

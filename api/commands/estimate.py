@@ -25,7 +25,7 @@ CHUNK = 2000
 @output_options
 def command(
     file: Path | None, batch: Path | None, form: str, out: Path | None,
-    overrides: tuple[str, ...], quiet: bool,  # noqa: FBT001
+    overrides: tuple[str, ...], quiet: bool,
 ) -> None:  # fmt: skip
     r"""Estimate TTFT, TPOT, throughput and memory of the configuration in FILE.
 

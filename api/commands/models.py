@@ -53,7 +53,7 @@ def list_command(*, form: str, out: Path | None, overrides: tuple[str, ...], qui
     help="A safetensors file, folder or index to compare with; only headers are read.",
 )
 @output_options
-def show_command(  # noqa: PLR0913 - one parameter an option
+def show_command(
     name: str, *, assume: bool, weights: Path | None, form: str, out: Path | None,
     overrides: tuple[str, ...], quiet: bool,
 ) -> None:  # fmt: skip

@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 @output_options
 def command(
     loads: tuple[Path, ...], form: str, out: Path | None, overrides: tuple[str, ...],
-    quiet: bool, **given: Any,  # noqa: FBT001, ANN401 - the other options, as click names them
+    quiet: bool, **given: Any,  # noqa: ANN401 - the other options, as click names them
 ) -> None:  # fmt: skip
     r"""Place the experts of every layer so that the busiest device has as little as can be.
 

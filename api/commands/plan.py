@@ -15,7 +15,7 @@ from api.output import Output, output_options
 @click.option("--html", type=click.Path(dir_okay=False, path_type=Path),
               help="Also write one self-contained HTML page.")  # fmt: skip
 def command(
-    file: Path, form: str, out: Path | None, overrides: tuple[str, ...], quiet: bool,  # noqa: FBT001
+    file: Path, form: str, out: Path | None, overrides: tuple[str, ...], quiet: bool,
     html: Path | None,
 ) -> None:  # fmt: skip
     r"""Choose how to serve the scenario in FILE (YAML or JSON).

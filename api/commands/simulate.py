@@ -38,8 +38,8 @@ _PATH = click.Path(dir_okay=False, path_type=Path)
     type=_PATH,
     help="Write a Chrome/Perfetto trace (.json) of requests and load.",
 )
-def command(  # noqa: PLR0913, PLR0917 - one parameter an option
-    file: Path, form: str, out: Path | None, overrides: tuple[str, ...], quiet: bool,  # noqa: FBT001
+def command(
+    file: Path, form: str, out: Path | None, overrides: tuple[str, ...], quiet: bool,
     requests_path: Path | None, timeline_path: Path | None, trace_path: Path | None,
 ) -> None:  # fmt: skip
     """Simulate the service that FILE describes (YAML or JSON) and print percentiles.
