@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import polars as pl
 
-from hwprofiles.errors import MoesaicError
 from planner.moe_model import GqaAttention, MlaAttention
+from planner.work.mixers import mixer_rows
 from planner.work.rows import LayerWork, Value, gemm, per_layer, tokens, write_rows
 
 NORM_PASSES = 3
@@ -20,14 +20,8 @@ def attention_rows(points: pl.DataFrame, layer: LayerWork) -> list[pl.DataFrame]
         return [*_mla(points, layer, part), *_sum(points, layer)]
     if isinstance(part, GqaAttention):
         return [*_gqa(points, layer, part), *_sum(points, layer)]
-    mixer = part or layer.kind.mixer
-    if mixer is None:
-        return []
-    raise MoesaicError(
-        "outside_evidence",
-        f"layers with {mixer.kind} in attention's place are counted but not timed; timed kinds: "
-        "gqa, mla", "/model",
-    )  # fmt: skip
+    other = part or layer.kind.mixer
+    return [*mixer_rows(points, layer, other), *_sum(points, layer)] if other else []
 
 
 def _gqa(points: pl.DataFrame, layer: LayerWork, part: GqaAttention) -> list[pl.DataFrame]:

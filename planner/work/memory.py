@@ -5,19 +5,26 @@ from __future__ import annotations
 import polars as pl
 
 from hwprofiles.kernels import dtype
-from planner.moe_model import GqaAttention, LayerKind, MlaAttention, MoeModel
+from planner.moe_model import (
+    CompressedAttention,
+    GqaAttention,
+    LayerKind,
+    MlaAttention,
+    MoeModel,
+)
 from planner.parameters import (
     count_parameters,
     expert_parameters,
     layer_kv_elements,
     mtp_parameters,
+    state_elements,
 )
 from planner.work.rows import Formats
 
 MEMORY = ("routed_bytes", "shared_bytes", "dense_bytes", "attention_bytes", "embedding_bytes",
           "redundant_bytes", "kv_bytes", "activation_bytes", "buffer_bytes")  # fmt: skip
 """Buckets, one column each."""
-BF16_BYTES = 2
+BF16_BYTES, FP32_BYTES = 2, 4
 LIVE_TENSORS = 6
 """Hidden-wide tensors alive at once in a pass: residual, norm, q/k/v, output, two exchanges."""
 
@@ -56,17 +63,25 @@ def _weights(model: MoeModel, formats: Formats) -> dict[str, pl.Expr]:
     mtp = model.mtp_layers * mtp_parameters(model) * dtype(kept.routed).weight_bytes
     one = 0.0
     if model.moe is not None:
-        one = expert_parameters(model.moe, model.hidden) * dtype(kept.routed).weight_bytes
+        one = expert_parameters(model.moe, model.hidden) * _stored(model, formats, "routed")
     copies = pl.col("redundant_experts") * len(model.moe_layers)
     return {
-        "routed_bytes": count.routed * dtype(kept.routed).weight_bytes * stage / experts
+        "routed_bytes": count.routed * _stored(model, formats, "routed") * stage / experts
         + mtp / experts,
         "redundant_bytes": copies * one * stage / experts,
-        "shared_bytes": (count.shared * dtype(kept.shared).weight_bytes / tp + small) * stage,
-        "dense_bytes": count.dense * dtype(kept.dense).weight_bytes * stage / tp,
+        "shared_bytes": (count.shared * _stored(model, formats, "shared") / tp + small) * stage,
+        "dense_bytes": count.dense * _stored(model, formats, "dense") * stage / tp,
         "attention_bytes": _attention(model, formats) * stage,
         "embedding_bytes": count.embedding * dtype(kept.embedding).weight_bytes * ends / tp,
     }
+
+
+def _stored(model: MoeModel, formats: Formats, bucket: str) -> float:
+    """Mean bytes of a bucket's weights: the checkpoint's own where its format is kept."""
+    name: str = getattr(formats.weights, bucket)
+    if name == getattr(model.weights, bucket) and bucket in model.weights.mean_bytes:
+        return model.weights.mean_bytes[bucket]
+    return dtype(name).weight_bytes
 
 
 def _attention(model: MoeModel, formats: Formats) -> pl.Expr:
@@ -78,19 +93,22 @@ def _attention(model: MoeModel, formats: Formats) -> pl.Expr:
             down = (part.q_lora_rank or 0) + part.kv_lora_rank + part.qk_rope_head_dim
             whole += layers * model.hidden * down
     cut = count_parameters(model).attention - whole
-    return (whole + cut / pl.col("tp")) * dtype(formats.weights.attention).weight_bytes
+    return (whole + cut / pl.col("tp")) * _stored(model, formats, "attention")
 
 
 def _cache_per_sequence(model: MoeModel, formats: Formats) -> pl.Expr:
     """Cache bytes of one sequence at its longest, all layers, on one tensor-parallel rank.
 
-    GQA heads are cut by tp down to one head a rank; MLA's latent is the same on every rank.
+    GQA heads are cut by tp down to one head a rank; a latent is the same on every rank. Layers that
+    keep a state hold it in fp32 with the convolution's tail, cut by tp, however long the sequence.
     """
-    total = pl.lit(0.0)
+    cached, states = pl.lit(0.0), 0.0
     for name, layers in model.kind_counts().items():
         kind = model.kinds[name]
-        total = total + layers * layer_kv_elements(kind) * _share(kind) * _kept_tokens(kind)
-    return total * dtype(formats.kv_dtype).activation_bytes
+        cached = cached + layers * _kept_elements(kind) * _share(kind)
+        state, tail = state_elements(kind, model.hidden)
+        states += layers * (state * FP32_BYTES + tail * BF16_BYTES)
+    return cached * dtype(formats.kv_dtype).activation_bytes + states / pl.col("tp")
 
 
 def _share(kind: LayerKind) -> pl.Expr:
@@ -99,10 +117,16 @@ def _share(kind: LayerKind) -> pl.Expr:
     return pl.lit(1.0)
 
 
-def _kept_tokens(kind: LayerKind) -> pl.Expr:
-    window = getattr(kind.attention, "window_tokens", None)
-    context = pl.col("context_tokens")
-    return context if window is None else pl.min_horizontal(context, pl.lit(float(window)))
+def _kept_elements(kind: LayerKind) -> pl.Expr:
+    """Numbers one sequence keeps in a layer's cache, its window applied."""
+    context, window = pl.col("context_tokens"), getattr(kind.attention, "window_tokens", None)
+    each = layer_kv_elements(kind)
+    if window is None:
+        return context * each
+    inside = pl.min_horizontal(context, pl.lit(float(window)))
+    if isinstance(kind.attention, CompressedAttention):
+        return inside * kind.attention.head_dim + context * each
+    return inside * each
 
 
 def _activations(model: MoeModel) -> pl.Expr:
