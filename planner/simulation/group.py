@@ -57,6 +57,8 @@ class Group:
         self._booking = 0
         self._advancing = False
         self.paused = False
+        self.holding = False
+        self._held: list[Sequence] = []
         self.after_plan: Callable[[Group, float], None] | None = None
         self.after_step: Callable[[Group, float], None] | None = None
         self.busy_s = 0.0
@@ -69,7 +71,8 @@ class Group:
     @property
     def load(self) -> int:
         """Sequences waiting or running."""
-        return sum(rank.queued + rank.running for rank in self.ranks)
+        inside = sum(rank.queued + rank.running for rank in self.ranks)
+        return inside + len(self._held)
 
     def lightest(self) -> Rank:
         """Rank with the lowest score of vLLM's load balancer, the first among equals."""
@@ -77,10 +80,38 @@ class Group:
 
     def submit(self, sequence: Sequence) -> None:
         """Give a sequence to the lightest rank and see that somebody starts on it."""
+        if self.holding:
+            self._held.append(sequence)
+            return
         rank = self.lightest()
         sequence.replica, sequence.rank = self.index, self.ranks.index(rank)
         rank.submit(sequence)
         self.wake()
+
+    def hold(self) -> None:
+        """Let arrivals wait outside; what is inside goes on."""
+        self.holding = True
+
+    def pause(self) -> None:
+        """Stop after the iteration in progress."""
+        self.wake()
+        self.paused = True
+
+    def resume(self, ranks: list[Rank], seconds: StepSeconds, moved: list[Sequence]) -> None:
+        """Go on with these ranks and seconds; `moved` sequences and held arrivals come in.
+
+        Must be called between iterations: from `after_step`, or when nothing runs.
+        """
+        self.ranks, self._seconds = ranks, seconds
+        self.paused = self.holding = False
+        held, self._held = self._held, []
+        for sequence in (*moved, *held):
+            self.submit(sequence)
+
+    @property
+    def between(self) -> bool:
+        """Whether no iteration is in progress."""
+        return not self._ends
 
     def wake(self) -> None:
         """Start if idle; otherwise cut a stretch at its next boundary."""

@@ -351,6 +351,18 @@ class Rank:
         self.preemptions += 1
         self.waiting.appendleft(sequence)
 
+    def evict_all(self) -> list[Sequence]:
+        """Give up every sequence, running ones to be recomputed: in order of admission, then wait.
+
+        To be called between iterations.
+        """
+        while self.running:
+            self._preempt()
+        gone = [*self.waiting, *self._fresh]
+        self.waiting.clear()
+        self._fresh.clear()
+        return gone
+
     def drop(self, sequence: Sequence) -> None:
         """Give a sequence's blocks back; its prefix units stay cached."""
         self.kv.give(sequence.blocks)

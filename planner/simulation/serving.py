@@ -17,6 +17,7 @@ from planner.simulation.group import Group
 from planner.simulation.links import KvLinks
 from planner.simulation.rank import EngineLimits, Rank
 from planner.simulation.record import RequestLog
+from planner.simulation.scaling import LayoutChange, LayoutChanges
 from planner.simulation.sequence import Sequence
 from planner.simulation.step_seconds import StepSeconds
 from planner.simulation.timeline import LoadTimeline
@@ -53,6 +54,8 @@ class Options:
     max_requests: int | None = None
     skip_quiet: bool = True
     timeline_step_s: float = 0.0
+    changes: tuple[LayoutChange, ...] = ()
+    """Scale operations and failures, for the first pool's groups."""
     on_progress: Callable[[int, float], None] | None = None
     log: RequestLog = field(default_factory=RequestLog)
 
@@ -95,7 +98,11 @@ class Serving:
                 len(self.groups) * pool.dp,
             )  # fmt: skip
             self.groups = [*self.groups, *decode]
-        self._waiting_kv: dict[int, Rank] = {}
+        hand_over = self._hand_over if split else None
+        self.changes = LayoutChanges(
+            self.clock, self.groups, self.options.changes,
+            lambda: Rank(pool.limits, self._random, self._finished, hand_over),
+        )  # fmt: skip
 
     def run(self) -> Serving:
         """Simulate until every request is answered.
@@ -170,6 +177,7 @@ class Serving:
             self._book(self._source.next(end_s, self._random))
 
     def _after_step(self, group: Group, _: float) -> None:
+        self.changes.boundary(group)
         for router in (self._front, self._back):
             if router is not None and group in router.groups:
                 router.refill(group)

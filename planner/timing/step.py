@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import polars as pl
 
 from hwprofiles.cluster import Cluster
@@ -41,10 +42,16 @@ def step_seconds(
     timed: pl.DataFrame, points: pl.DataFrame, engine: Engine, layers: int
 ) -> pl.DataFrame:
     """Sum rows to passes, columns `STEP` and `host_s`, one row a point in the points' order."""
-    sums = timed.group_by("point").agg(
-        (pl.col(name) * pl.col("repeat_count")).sum() for name in TIMES
-    )
-    joined = points.join(sums, on="point", how="left", maintain_order="left")
+    # Summed row after row: a threaded group_by adds in another order each time, and the last bit of
+    # an answer would change from run to run.
+    at = timed["point"].to_numpy()
+    size = int(points["point"].max() or 0) + 1  # type: ignore[arg-type]
+    runs = timed["repeat_count"].to_numpy()
+    sums = [
+        pl.Series(name, np.bincount(at, timed[name].to_numpy() * runs, size)[points["point"]])
+        for name in TIMES
+    ]
+    joined = points.with_columns(sums)
     phase = pl.when(pl.col("phase") == "decode")
     host = phase.then(_host(engine, "decode", layers)).otherwise(_host(engine, "prefill", layers))
     return joined.with_columns(host.alias("host_s")).select(

@@ -1,0 +1,114 @@
+"""Scale operations and failures while requests are served: intake, service and ranks change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from hwprofiles.errors import MoesaicError
+from planner.simulation.clock import ARRIVAL, Clock
+from planner.simulation.group import Group
+from planner.simulation.rank import Rank
+from planner.simulation.step_seconds import StepSeconds
+
+
+@dataclass(frozen=True)
+class LayoutChange:
+    """One change of a group's data-parallel ranks.
+
+    Args:
+        at_s: when it begins.
+        duration_s: until the new layout serves.
+        dp: ranks afterwards.
+        seconds: step seconds of the new layout.
+        down: whether nothing is served meanwhile; running sequences then lose their caches.
+        hold: whether arrivals wait outside meanwhile.
+        lost_ranks: ranks whose caches are gone (a failure, or devices taken away).
+        group: which group changes.
+    """
+
+    at_s: float
+    duration_s: float
+    dp: int
+    seconds: StepSeconds
+    down: bool = False
+    hold: bool = True
+    lost_ranks: tuple[int, ...] = ()
+    group: int = 0
+
+
+class LayoutChanges:
+    """Carries changes out on a clock.
+
+    A change takes effect between two iterations: its start and end wait for the boundary.
+
+    Args:
+        clock: the simulation's clock.
+        groups: groups that may change.
+        changes: what happens, in order of time and not overlapping.
+        new_rank: builds an empty rank.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        groups: list[Group],
+        changes: tuple[LayoutChange, ...],
+        new_rank: Callable[[], Rank],
+    ) -> None:
+        self._clock = clock
+        self._groups = groups
+        self._new_rank = new_rank
+        self._due: dict[int, Callable[[Group], None]] = {}
+        self.spans: list[tuple[float, float]] = []
+        end_s = 0.0
+        for change in changes:
+            if change.at_s < end_s or change.dp < 1 or change.group >= len(groups):
+                raise MoesaicError(
+                    "invalid",
+                    f"layout change at {change.at_s} s: changes follow one another, keep at least "
+                    f"one rank, and name one of {len(groups)} groups",
+                )
+            end_s = change.at_s + change.duration_s
+            clock.call_at(change.at_s, self._starter(change), ARRIVAL)
+
+    def _starter(self, change: LayoutChange) -> Callable[[], None]:
+        def start() -> None:
+            group = self._groups[change.group]
+            if change.hold or change.down:
+                group.hold()
+            if change.down:
+                group.pause()
+            self._clock.call_at(
+                self._clock.now + change.duration_s, lambda: self._finish(change), ARRIVAL
+            )
+
+        return start
+
+    def _finish(self, change: LayoutChange) -> None:
+        group = self._groups[change.group]
+        self.spans.append((change.at_s, self._clock.now))
+        self._due[group.index] = lambda at: self._apply(at, change)
+        if group.between:
+            self.boundary(group)
+        else:
+            group.wake()
+
+    def boundary(self, group: Group) -> None:
+        """Apply what is due for a group; to be called between its iterations."""
+        apply = self._due.pop(group.index, None)
+        if apply is not None:
+            apply(group)
+
+    def _apply(self, group: Group, change: LayoutChange) -> None:
+        ranks = list(group.ranks)
+        gone = set(range(len(ranks))) if change.down else set(change.lost_ranks)
+        leaving = max(len(ranks) - change.dp, 0)
+        removed = [rank for rank in sorted(gone) if not change.down][:leaving]
+        removed += [i for i in reversed(range(len(ranks))) if i not in removed][
+            : leaving - len(removed)
+        ]
+        moved = [s for i in sorted(gone | set(removed)) for s in ranks[i].evict_all()]
+        kept = [rank for i, rank in enumerate(ranks) if i not in removed]
+        kept += [self._new_rank() for _ in range(change.dp - len(kept))]
+        group.resume(kept, change.seconds, sorted(moved, key=lambda s: s.index))
