@@ -8,8 +8,25 @@ from fastapi import APIRouter
 
 from api.problems import PROBLEMS
 from hwprofiles import library
+from planner.model_library import load_named, model_names
+from planner.parameters import count_parameters
 
 router = APIRouter(prefix="/v1", tags=["catalogue"], responses=PROBLEMS)
+
+
+@router.get("/models")
+def list_models() -> dict[str, list[str]]:
+    """Name every model of the catalogue."""
+    return {"models": list(model_names())}
+
+
+@router.get("/models/{name}")
+def show_model(name: str) -> dict[str, Any]:
+    """Show one model: its document and its parameters by bucket."""
+    model = load_named(name)
+    count = count_parameters(model)
+    return {"model": model.model_dump(mode="json"), "params_total": count.total,
+            "params_active": count.active, "parameters": count.model_dump()}  # fmt: skip
 
 
 @router.get("/hardware")

@@ -10,6 +10,7 @@ from api.app import create_app
 from api.cli import main
 from api.problems import STATUS
 from planner.pipeline import make_plan, parse_scenario, read_scenario
+from planner.search.placement import PlacementQuestion, place
 
 SCENARIOS = Path(__file__).parents[1] / "scenarios"
 FIRST = SCENARIOS / "mixtral-h100.yaml"
@@ -155,3 +156,31 @@ def test_hardware_over_rest(client):
 def test_health(client):
     assert client.get("/healthz").json() == {"status": "ok"}
     assert client.get("/readyz").json() == {"status": "ok"}
+
+
+def test_placement_over_rest_is_the_functions(client):
+    body = {"loads": [[[9, 4, 3, 2, 1, 1, 1, 1]]], "devices": 2, "redundant": 2}
+    answer = client.post("/v1/placements", json=body | {"score": [[1, 1, 1, 1, 1, 1, 1, 9]]}).json()
+    again = place(PlacementQuestion.model_validate(body)).model_dump(mode="json")
+    assert answer["physical_to_logical_map"] == again["physical_to_logical_map"]
+    assert answer["scored"][0]["max_over_mean"] >= answer["layers"][0]["max_over_mean"]
+    bad = client.post("/v1/placements", json=body | {"devices": 3})
+    assert bad.status_code == 422
+    assert "do not share equally" in bad.json()["detail"]
+
+
+def test_bits_over_rest(client):
+    row = {"layer": 0, "activation_count": 1, "routing_weight_sum": 1}
+    factors = [row | {"expert": i, "quant_loss": {"1": 9 - i, "2": 4, "3": 1}} for i in range(4)]
+    answer = client.post("/v1/compressions", json={"budget_bits": 8, "factors": factors}).json()
+    assert sum(cell["bits"] for cell in answer["allocation"]) <= 8
+    uneven = [*factors[:3], row | {"expert": 3, "quant_loss": {"1": 1}}]
+    bad = client.post("/v1/compressions", json={"budget_bits": 8, "factors": uneven})
+    assert "same widths" in bad.json()["detail"]
+
+
+def test_models_over_rest(client):
+    assert "deepseek-v3" in client.get("/v1/models").json()["models"]
+    shown = client.get("/v1/models/deepseek-v3").json()
+    assert abs(shown["params_total"] / 671.0e9 - 1) < 0.002
+    assert client.get("/v1/models/..%2f..%2fetc").status_code in (404, 422)

@@ -62,6 +62,9 @@ PLAIN_FIELDS: dict[str, str] = {
     "Figure.high": "as Figure.typical",
     "Figure.mean_low": "as Figure.typical",
     "Figure.mean_high": "as Figure.typical",
+    "PlacementBody.score": "counts of tokens, or shares of them",
+    "FactorRow.routing_weight_sum": "routing weights, shares of one a token, summed",
+    "FactorRow.quant_loss": "norms of output error, in the unit of the calibration",
     "Estimate.typical": "its unit stands in the name of the field that holds the estimate",
     "Estimate.low": "as Estimate.typical",
     "Estimate.high": "as Estimate.typical",
@@ -130,6 +133,7 @@ def unnamed_units(model: type[BaseModel]) -> list[str]:
         if holds_float(field.annotation)
         and not f"_{name}".endswith(SUFFIXES)
         and f"{model.__qualname__}.{name}" not in PLAIN_FIELDS
+        and not any(name in getattr(base, "model_fields", {}) for base in model.__bases__)
     ]
 
 
