@@ -48,7 +48,7 @@ class Choices(Document):
     """Format of weights and arithmetic; none: as the checkpoint states."""
     kv_dtype: str = "bf16"
     tp: Degrees = None
-    pp: Degrees = (1, 2, 4)
+    pp: Degrees = None
     moe_tp: Degrees = None
     moe_ep: Degrees = None
     batch: Degrees = None
