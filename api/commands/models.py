@@ -23,6 +23,7 @@ def command() -> None:
     moesaic models list
     moesaic models show deepseek-v3
     moesaic models show Qwen3-30B-A3B -o json
+    moesaic models fit mixtral-8x7b --device h200-sxm
     """
 
 
@@ -73,6 +74,63 @@ def show_command(
 
         facts["assumptions"] += compare_count(weights, facts["params_total"])
     output.show(facts, lambda: _facts_table(facts))
+
+
+@command.command("fit")
+@click.argument("name")
+@click.option("--device", required=True, help="A device of the catalogue: h200-sxm.")
+@click.option("--tp", type=int, default=1, show_default=True, help="Tensor parallelism.")
+@click.option("--pp", type=int, default=1, show_default=True, help="Pipeline stages.")
+@click.option("--dp", type=int, default=1, show_default=True, help="Data-parallel attention ranks.")
+@click.option("--moe-tp", type=int, default=1, show_default=True, help="Cut of each expert.")
+@click.option("--moe-ep", type=int, default=1, show_default=True, help="Expert-parallel ranks.")
+@click.option("--batch", type=int, default=1, show_default=True, help="Sequences of one rank.")
+@click.option(
+    "--context",
+    "context_tokens",
+    type=int,
+    default=8192,
+    show_default=True,
+    help="Tokens a sequence may grow to.",
+)
+@click.option("--assume", is_flag=True, help="Read an unknown model_type by its field names.")
+@output_options
+def fit_command(
+    name: str, *, device: str, assume: bool, form: str, out: Path | None,
+    overrides: tuple[str, ...], quiet: bool, **layout: Any,  # noqa: ANN401 - degrees by name
+) -> None:  # fmt: skip
+    r"""Say whether a model fits a device, bucket by bucket, and how far it could grow.
+
+    `--set` reaches the rest of the layout: precision, kv_dtype, redundant_experts, prefill_tokens,
+    low_latency_tokens, lora_rank, lora_count, context_bytes, memory_share.
+
+    \b
+    moesaic models fit mixtral-8x7b --device h200-sxm
+    moesaic models fit deepseek-v3 --device h200-sxm --dp 16 --moe-ep 16 --batch 32 -o json
+    moesaic models fit qwen3-30b-a3b --device h100-sxm --set kv_dtype=fp8
+    """
+    from hwprofiles.files import apply_overrides
+    from hwprofiles.library import load_device
+    from planner.work.fit import Layout, fit
+
+    asked = Layout.parse(apply_overrides(layout, overrides), what="layout")
+    answer = fit(read(name, assume=assume), load_device(device).capacity_bytes, asked)
+    data = answer.model_dump(mode="json")
+    Output(form, out, quiet).show(data, lambda: _fit_table(data))
+
+
+def _fit_table(data: dict[str, Any]) -> str:
+    rows = [[bucket.removesuffix("_bytes"), f"{value / GIB:.3f}"]
+            for bucket, value in data["buckets"].items()]  # fmt: skip
+    rows += [["total", f"{data['total_bytes'] / GIB:.3f}"],
+             ["may be filled", f"{data['capacity_bytes'] / GIB:.3f}"],
+             ["headroom", f"{data['headroom_bytes'] / GIB:.3f}"]]  # fmt: skip
+    verdict = "fits" if data["fits"] else "does not fit"
+    return (
+        f"{text_table(['bucket', 'GiB'], rows)}\n{verdict}; largest batch {data['largest_batch']}, "
+        f"largest context {data['largest_context_tokens']} tokens; largest bucket "
+        f"{data['shrink']}: {data['hint']}"
+    )
 
 
 def read(name: str, overrides: tuple[str, ...] = (), *, assume: bool = False) -> Any:  # noqa: ANN401 - a MoeModel, imported late

@@ -87,3 +87,17 @@ def test_safetensors_headers_are_compared(capsys, tmp_path):
     code, _, error = run(capsys, "show", "qwen3-0.6b", "--weights", str(path))
     assert code == 2
     assert "header" in error
+
+
+def test_fit_answers_with_buckets_and_a_verdict(capsys):
+    words = ["fit", "mixtral-8x7b", "--device", "h200-sxm", "--set", "kv_dtype=fp8"]
+    code, out, _ = run(capsys, *words, "-o", "json")
+    answer = json.loads(out)
+    assert (code, answer["fits"]) == (0, True)
+    assert answer["total_bytes"] == pytest.approx(sum(answer["buckets"].values()))
+    code, out, _ = run(capsys, *words)
+    assert "largest batch" in out
+    code, _, error = run(capsys, "fit", "mixtral-8x7b", "--device", "h200-sxm", "--tp", "0")
+    assert (code, "/tp" in error) == (2, True)
+    code, _, error = run(capsys, "fit", "mixtral-8x7b", "--device", "h999")
+    assert (code, "h999" in error) == (2, True)
