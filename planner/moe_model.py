@@ -35,6 +35,8 @@ class GqaAttention(Document):
     """The norms of queries and keys span all heads, not one head (OLMoE, MiniMax-M2)."""
     output_gate: bool = False
     """One more matrix hidden x heads·head_dim that gates the output (Qwen3-Next)."""
+    query_rank: Size | None = None
+    """Queries come through a low rank of this width, with a norm on it (Step-3's MFA)."""
     head_gate: bool = False
     """One gate a head, a matrix hidden x heads (Step-3.5)."""
     sinks: bool = False

@@ -71,7 +71,9 @@ def _gqa(part: GqaAttention, hidden: int) -> int:
     key = part.kv_heads * part.head_dim * part.owns_kv
     value = part.kv_heads * part.value_dim * (part.owns_kv and not part.shared_kv)
     out = part.heads * part.value_dim
-    weights = hidden * (query * (1 + part.output_gate) + key + value + out)
+    rank = part.query_rank
+    asked = hidden * query if rank is None else rank * (hidden + query + 1)
+    weights = asked + hidden * (query * part.output_gate + key + value + out)
     biases = (query + key + value) * part.qkv_bias + hidden * part.output_bias
     gates = part.heads * (hidden * part.head_gate + part.sinks)
     return weights + biases + gates + _qk_norms(part, query, key) + _block_indexer(part, hidden)

@@ -129,9 +129,17 @@ def _marked(fields: Fields, mixers: list[str]) -> list[str]:
     flags = sparse.each("sparse_attention_freq", layers) if sparse is not None else None
     if flags is not None:
         mixers = ["sparse" if flag else mixer for flag, mixer in zip(flags, mixers, strict=True)]
+    return [f"{mixer}-borrow" if lent else mixer
+            for mixer, lent in zip(mixers, _borrowing(fields, layers), strict=True)]  # fmt: skip
+
+
+def _borrowing(fields: Fields, layers: int) -> list[bool]:
+    """Which layers read an earlier layer's cache: the last ones, or all but each n-th (CLA)."""
+    if fields.flag("use_cla", default=False):
+        every = fields.size("cla_share_factor")
+        return [index % every != 0 for index in range(layers)]
     borrowed = fields.optional("num_kv_shared_layers")
-    first = layers - borrowed
-    return [f"{m}-borrow" if i >= first and borrowed else m for i, m in enumerate(mixers)]
+    return [index >= layers - borrowed for index in range(layers)]
 
 
 def _model(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -9,7 +10,7 @@ from typing import Literal
 from pydantic import Field
 
 from hwprofiles.document import Document, parse_as
-from hwprofiles.errors import MoesaicError, unknown_name
+from hwprofiles.errors import MoesaicError
 from hwprofiles.files import read_document
 
 TABLE = Path(__file__).with_suffix(".yaml")
@@ -130,8 +131,12 @@ def find_family(model_types: tuple[str, ...], *, assume: bool) -> tuple[Family, 
         return GENERIC, wanted or "unknown"
     if not wanted:
         raise _refusal("the config has no model_type; --assume reads it by its field names")
-    error = unknown_name("model_type", wanted, known)
-    raise _refusal(f"{error.message}; --assume reads it by its field names and lists what it took")
+    near = difflib.get_close_matches(wanted.lower(), known, n=3, cutoff=0.4)
+    hint = f"did you mean {', '.join(near)}? " if near else ""
+    raise _refusal(
+        f"no model_type {wanted[:80]!r}; {hint}{len(known)} are known ({TABLE.name}); --assume reads "
+        "it by its field names and lists what it took"
+    )
 
 
 def _refusal(message: str) -> MoesaicError:

@@ -81,7 +81,11 @@ class Fields:
         return None if found is None else self.whole(*found)
 
     def whole(self, name: str, value: object, least: int = 1) -> int:
-        """Check one whole number within bounds."""
+        """Check one whole number within bounds; a list that repeats one number is that number."""
+        if isinstance(value, list) and value:
+            if any(entry != value[0] for entry in value):
+                raise self.error(name, f"{name} differs from layer to layer, which is not read")
+            value = value[0]
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         if isinstance(value, bool) or not isinstance(value, int):

@@ -111,6 +111,7 @@ class Parts:
             qk_norm=qk_norm,
             qk_norm_full=full,
             output_gate=fields.flag("output_gate", default=family.output_gate),
+            query_rank=fields.maybe("query_rank") if "query_rank" in fields.roles else None,
             head_gate=fields.flag("use_head_wise_attn_gate", default=family.head_gate),
             sinks=self._sinks(word),
             shared_kv=shared,
