@@ -134,8 +134,8 @@ def find_family(model_types: tuple[str, ...], *, assume: bool) -> tuple[Family, 
     near = difflib.get_close_matches(wanted.lower(), known, n=3, cutoff=0.4)
     hint = f"did you mean {', '.join(near)}? " if near else ""
     raise _refusal(
-        f"no model_type {wanted[:80]!r}; {hint}{len(known)} are known ({TABLE.name}); --assume reads "
-        "it by its field names and lists what it took"
+        f"no model_type {wanted[:80]!r}; {hint}{len(known)} are known ({TABLE.name}); --assume "
+        "reads it by its field names and lists what it took"
     )
 
 

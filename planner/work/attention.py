@@ -29,6 +29,10 @@ def _gqa(points: pl.DataFrame, layer: LayerWork, part: GqaAttention) -> list[pl.
     heads = part.heads / tp
     kv_heads = pl.max_horizontal(part.kv_heads / tp, pl.lit(1.0))
     query = heads * part.head_dim * (1 + part.output_gate)
+    wide: list[pl.DataFrame] = []
+    if part.query_rank:  # every rank has the low rank whole, and widens it to its own heads
+        wide = [gemm(points, "attention", runs, (tokens(), query, part.query_rank), dtype)]
+        query = pl.lit(float(part.query_rank))
     width = query + kv_heads * (part.head_dim + part.value_dim)
     core: dict[str, Value] = {
         "heads": heads, "kv_heads": kv_heads, "head_dim": part.head_dim,
@@ -38,6 +42,7 @@ def _gqa(points: pl.DataFrame, layer: LayerWork, part: GqaAttention) -> list[pl.
         core["window"] = part.window_tokens
     return [
         gemm(points, "attention", runs, (tokens(), width, layer.hidden), dtype),
+        *wide,
         *_core(points, layer, "attention", core),
         gemm(points, "attention", runs, (tokens(), layer.hidden, heads * part.value_dim), dtype),
     ]
