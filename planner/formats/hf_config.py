@@ -11,6 +11,9 @@ from collections.abc import Mapping
 from itertools import groupby
 from typing import Any
 
+from pydantic import ValidationError
+
+from hwprofiles.document import invalid
 from hwprofiles.errors import MoesaicError
 from planner.formats.hf_families import find_family, roles_of
 from planner.formats.hf_fields import MAX_LAYERS, Fields
@@ -56,10 +59,13 @@ def read_config(
             f"model_type {model_type!r} is not known: read by its field names, as a decoder with "
             "gated blocks and no biases but those its flags name"
         )
-    parts = Parts(fields, family, notes)
-    special = SPECIAL_STACKS.get(family.name)
-    plans = special(parts) if special else _plans(parts)
-    return _model(parts, plans, {"name": name, "family": model_type}, (data, quant))
+    try:
+        parts = Parts(fields, family, notes)
+        special = SPECIAL_STACKS.get(family.name)
+        plans = special(parts) if special else _plans(parts)
+        return _model(parts, plans, {"name": name, "family": model_type}, (data, quant))
+    except ValidationError as error:
+        raise invalid(error, "config") from error
 
 
 def _inner(data: dict[str, Any]) -> tuple[dict[str, Any], str, tuple[str, ...]]:

@@ -209,6 +209,10 @@ def test_a_size_that_is_not_there_is_never_a_class_default(field):
         ({"model_type": 7}, "/model_type"),
         ({"max_position_embeddings": "long"}, "/max_position_embeddings"),
         ({"first_k_dense_replace": 99}, "/first_k_dense_replace"),
+        (
+            {"quantization_config": {"quant_method": "fp8", "ignore": [3]}},
+            "/quantization_config/ignore",
+        ),
     ],
 )
 def test_an_inconsistent_field_is_named(changes, field):
@@ -283,6 +287,12 @@ def test_whatever_a_field_holds_the_answer_is_a_model_or_a_clear_error(config, d
     with contextlib.suppress(MoesaicError):
         model = read_config({**config, field: data.draw(JSON)}, name="x")
         assert count_parameters(model).total > 0
+
+
+def test_parts_that_contradict_each_other_are_one_error():
+    config = dict(entries()["pangu-pro-moe"].config or {}) | {"num_groups": 64}
+    with pytest.raises(MoesaicError, match="must divide top_k"):
+        read_config(config, name="x")
 
 
 def test_every_family_is_named_once():
