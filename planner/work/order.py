@@ -1,0 +1,117 @@
+"""Two orders of the same stages, CDAC and DCCA: what each holds, computes and sends.
+
+CDAC: communicate, descend, ascend, communicate. DCCA: descend, communicate, communicate, ascend, so
+narrowed tokens travel (BigMac, arXiv:2502.16927, equations 1 to 4 and Table 3).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hwprofiles.errors import MoesaicError
+from planner.moe_model import LayerKind, MoeFfn, MoeModel
+
+BF16_BYTES = 2
+EXCHANGES = 4
+"""All-to-alls of a training iteration and layer: dispatch and combine, forward and backward."""
+
+
+@dataclass(frozen=True)
+class FineGrained:
+    """BigMac's notation: `tokens` is b·s, `ratio` the narrowing r of an expert."""
+
+    layers: int
+    hidden: int
+    vocab: int
+    experts: int
+    top_k: int
+    ratio: float
+    ep: int
+    tokens: int
+    sequence: int
+
+
+@dataclass(frozen=True)
+class OrderCost:
+    """Stored parameters, FLOP and bytes exchanged of one training iteration, all ranks together."""
+
+    parameters: float
+    flops: float
+    exchange_bytes: float
+
+
+def cdac(of: FineGrained) -> OrderCost:
+    """Hidden-wide tokens travel (Table 3, fine-grained MoE).
+
+    parameters = (4h² + 8h + (2rh² + 2rh)e)·l + (v + e + 2)h;
+    FLOP = 12·b·s·l·h²·(2 + s/h + v/(2lh) + rk); bytes = 8·b·s·l·h·k·(ep − 1)/ep.
+    """
+    h, depth, r = of.hidden, of.layers, of.ratio
+    expert = 2 * r * h * h + 2 * r * h
+    blocks = (4 * h * h + 8 * h + expert * of.experts) * depth
+    work = 2 + of.sequence / h + of.vocab / (2 * depth * h) + r * of.top_k
+    return OrderCost(
+        blocks + (of.vocab + of.experts + 2) * h,
+        12 * of.tokens * depth * h * h * work,
+        EXCHANGES * BF16_BYTES * exchange_elements(of) * depth / 2,
+    )
+
+
+def dcca(of: FineGrained) -> OrderCost:
+    """Narrowed tokens travel (Table 3, BigMac): two shared projections more, r of the bytes.
+
+    parameters + 2·r·l·h²; FLOP + 12·r·b·s·l·h²; bytes · r.
+    """
+    wide, square = cdac(of), of.ratio * of.layers * of.hidden**2
+    return OrderCost(
+        wide.parameters + 2 * square,
+        wide.flops + 12 * of.tokens * square,
+        wide.exchange_bytes * of.ratio,
+    )
+
+
+def exchange_elements(of: FineGrained) -> float:
+    """Numbers sent in a layer's forward pass: C = 2·k·(ep − 1)/ep·b·s·h (equation 2)."""
+    return 2 * of.top_k * (of.ep - 1) / of.ep * of.tokens * of.hidden
+
+
+def as_dcca(model: MoeModel, ratio: float) -> MoeModel:
+    """What if this model were DCCA: tokens narrowed to `ratio` of hidden before they travel.
+
+    Experts keep their parameters: inner width grows by 1 / ratio as token width falls. Shared
+    experts stay as they are. Quality is not judged; the model would have to be trained so.
+
+    Raises:
+        MoesaicError: `invalid` for a ratio outside (0, 1), a width it does not cut evenly, a model
+            without routed experts or with narrowed tokens already.
+    """
+    if not 0 < ratio < 1:
+        raise MoesaicError("invalid", f"ratio {ratio} lies not between 0 and 1", "/ratio")
+    if model.moe is None:
+        raise MoesaicError("invalid", f"{model.name} has no routed experts", "/model")
+    kinds = {name: _narrowed(kind, model.hidden, ratio) for name, kind in model.kinds.items()}
+    note = f"experts in DCCA order at ratio {ratio:g}: a what-if, not a trained model"
+    return model.model_copy(
+        update={"name": f"{model.name} as DCCA {ratio:g}", "kinds": kinds,
+                "assumptions": (*model.assumptions, note)}
+    )  # fmt: skip
+
+
+def _narrowed(kind: LayerKind, hidden: int, ratio: float) -> LayerKind:
+    ffn = kind.ffn
+    if not isinstance(ffn, MoeFfn):
+        return kind
+    if ffn.latent is not None:
+        raise MoesaicError(
+            "invalid", f"experts read {ffn.latent} of {hidden} already: DCCA order", "/model"
+        )
+    latent, width = ratio * hidden, ffn.width / ratio
+    if not latent.is_integer() or not width.is_integer():
+        raise MoesaicError(
+            "invalid",
+            f"ratio {ratio:g} cuts hidden {hidden} to {latent:g} and widens experts to {width:g}; "
+            "both must be whole",
+            "/ratio",
+        )
+    narrow = ffn.model_copy(update={"latent": int(latent), "width": int(width)})
+    return kind.model_copy(update={"ffn": narrow})
