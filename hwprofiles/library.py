@@ -106,28 +106,38 @@ def resolve_cluster(data: object) -> Cluster:
     return _stretched(load_cluster(str(base)), fields)
 
 
-def cluster_for(device: str, devices: int) -> Cluster:
-    """The smallest catalogue cluster of a device that holds so many, or its largest, stretched.
+def cluster_for(device: str, devices: int = 1, nodes: int = 1) -> Cluster:
+    """The cluster a device named alone stands in: the smallest that holds a group, else stretched.
+
+    Args:
+        device: name or alias of the device.
+        devices: ranks of the largest group.
+        nodes: nodes the group spans at least.
 
     Raises:
-        MoesaicError: `unknown_name` for the device, `outside_evidence` when no cluster has it.
+        MoesaicError: `unknown_name` for the device, `outside_evidence` when no link that joins
+            several of it is known.
     """
-    name = load_device(device).name
-    fitting = sorted(
-        (load_cluster(c) for c in names("clusters") if _device_of(c) == name),
+    machine = load_device(device)
+    known = sorted(
+        (load_cluster(c) for c in names("clusters") if _device_of(c) == machine.name),
         key=lambda cluster: (cluster.device_count, cluster.name),
     )
-    if not fitting:
+    for cluster in known:
+        if cluster.device_count >= devices and cluster.nodes >= nodes:
+            return cluster
+    if known:
+        base = known[-1]
+        return _stretched(base, {"nodes": max(nodes, -(-devices // base.devices_per_node))})
+    if max(devices, nodes) > 1:
         raise MoesaicError(
             "outside_evidence",
-            f"no catalogue cluster is made of {name}; describe one under cluster", "/device",
-        )  # fmt: skip
-    for cluster in fitting:
-        if cluster.device_count >= devices:
-            return cluster
-    largest = fitting[-1]
-    nodes = -(-devices // largest.devices_per_node)
-    return _stretched(largest, {"nodes": nodes})
+            f"no catalogue cluster joins several {machine.name}; describe one under cluster",
+            "/device",
+        )
+    alone = {"name": f"{machine.name}-x1", "title": f"One {machine.title}", "device": machine,
+             "nodes": 1, "devices_per_node": 1, "tiers": ()}  # fmt: skip
+    return parse_as(Cluster, alone, what="cluster")
 
 
 @cache

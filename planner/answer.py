@@ -228,10 +228,10 @@ def _frontier(scenario: Scenario, table: pl.DataFrame) -> tuple[FrontierPoint, .
 def _assumptions(scenario: Scenario, source: Source) -> tuple[str, ...]:
     limits = scenario.limits
     texts = [*scenario.model.assumptions]
-    if source == "assumed":
+    if source in ("assumed", "modelled"):
         texts.append(
-            f"{scenario.cluster.device.name}: no measured profile; kernel times from "
-            f"'{scenario.cluster.device.curves}' shares"
+            f"{scenario.cluster.device.name}: no measured kernels carry this answer; times come "
+            f"from relatives and '{scenario.cluster.device.curves}' shares"
         )
     if scenario.routing.kind == "uniform":
         texts.append("routing: every expert equally likely; give measured counts if you have them")

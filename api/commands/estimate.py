@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from api.output import Output, output_options, require
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from planner.point import Estimated
 
 CHUNK = 2000
 """Lines answered together; finished ones are written before the next are read."""
@@ -57,49 +51,14 @@ def _one(file: Path, overrides: tuple[str, ...], output: Output) -> None:
 
 
 def _batch(batch: Path, output: Output) -> None:
-    """Stream: a killed run leaves the lines it has answered."""
-    import sys
+    import itertools
 
-    from rich.progress import Progress
-
-    stream = output.path.open("w", encoding="utf-8") if output.path else sys.stdout
-    shown = not output.quiet and sys.stderr.isatty()
-    try:
-        with Progress(disable=not shown) as progress:
-            task = progress.add_task("points", total=None)
-            for answers in _answers(batch):
-                stream.writelines(
-                    answer.model_dump_json(exclude_none=True) + "\n" for answer in answers
-                )
-                stream.flush()
-                progress.advance(task, len(answers))
-    finally:
-        if output.path:
-            stream.close()
-
-
-def _answers(batch: Path) -> Iterator[list[Estimated]]:
-    from hwprofiles.errors import MoesaicError
-    from hwprofiles.files import parse_text
+    from api.lines import parsed_lines, written
     from planner.estimate import estimate_many
     from planner.model_library import load_model
 
-    def read(text: str, number: int) -> object:
-        try:
-            return parse_text(text, f"line {number}", as_json=True)
-        except MoesaicError as error:
-            return error
-
-    chunk: list[object] = []
-    try:
-        with batch.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    chunk.append(read(line, number))
-                if len(chunk) == CHUNK:
-                    yield estimate_many(chunk, load_model)
-                    chunk = []
-    except OSError as error:
-        raise MoesaicError("invalid", f"cannot read {batch}: {error.strerror}") from error
-    if chunk:
-        yield estimate_many(chunk, load_model)
+    with written(output) as write:
+        lines = parsed_lines(batch)
+        while chunk := list(itertools.islice(lines, CHUNK)):
+            answers = estimate_many(chunk, load_model)
+            write([answer.model_dump_json(exclude_none=True) for answer in answers])

@@ -90,7 +90,19 @@ def stage_shares(timed: pl.DataFrame, point: int, host_s: float) -> list[StageSh
 SOURCE_ORDER: tuple[Source, ...] = ("measured", "calibrated", "modelled", "assumed")
 
 
+SMALL_SHARE = 0.1
+"""Parts that together take less of the time do not decide what a sum is called."""
+
+
 def weakest_source(timed: pl.DataFrame) -> Source:
-    """A sum is as certain as its least certain part."""
-    present = set(timed["source"].unique())
-    return max((s for s in SOURCE_ORDER if s in present), key=SOURCE_ORDER.index)
+    """A sum is as certain as its least certain part, small parts (a tenth in all) apart."""
+    spent = timed.group_by("source").agg(
+        (pl.col("typical_s") * pl.col("repeat_count")).sum().alias("spent_s")
+    )
+    by_source = dict(zip(spent["source"], spent["spent_s"], strict=True))
+    total, passed = sum(by_source.values()), 0.0
+    for source in reversed(SOURCE_ORDER):
+        passed += by_source.get(source, 0.0)
+        if passed > SMALL_SHARE * total:
+            return source
+    return SOURCE_ORDER[-1]

@@ -65,6 +65,7 @@ PLAIN_FIELDS: dict[str, str] = {
     "PlacementBody.score": "counts of tokens, or shares of them",
     "FactorRow.routing_weight_sum": "routing weights, shares of one a token, summed",
     "FactorRow.quant_loss": "norms of output error, in the unit of the calibration",
+    "MemoryFit.buckets": "bytes by bucket, each key says so",
     "Estimate.typical": "its unit stands in the name of the field that holds the estimate",
     "Estimate.low": "as Estimate.typical",
     "Estimate.high": "as Estimate.typical",
@@ -85,6 +86,7 @@ PLAIN_COLUMNS: dict[str, str] = {
     "PASS": "counts of sequences and tokens",
     "SERVING": "quantity_unit_side: ttft_s_low, tpot_s_high; the rest are counts",
     "SHEET": "KERNEL_ROW and how often it runs",
+    "SCHEMA": "KERNEL_ROW and the exponent of a load",
     "KERNEL_ROW": "sizes of a kernel by the field's own words (m, n, k, isl ...), all counts",
 }
 """Tables whose float columns are words of the field."""

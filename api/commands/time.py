@@ -1,0 +1,48 @@
+"""`moesaic time`: how long kernels and collectives take, a file of them at once."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import click
+
+from api.lines import parsed_lines, written
+from api.output import Output
+
+CHUNK = 50_000
+"""Lines answered together; finished ones are written before the next are read."""
+
+
+@click.command()
+@click.option(
+    "--batch",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="JSON lines, one kernel row each; answers come in the same order.",
+)
+@click.option(
+    "--extrapolate",
+    is_flag=True,
+    help="Answer sizes far outside what was measured, with wider intervals.",
+)
+@click.option(
+    "--out", type=click.Path(dir_okay=False, path_type=Path), help="Write the answers to this file."
+)
+@click.option("--quiet", is_flag=True, help="No progress bar.")  # fmt: skip
+def command(batch: Path, extrapolate: bool, out: Path | None, quiet: bool) -> None:
+    r"""Say low, typical and high seconds of each kernel row in a file (80 % intervals).
+
+    A line: {"id": 1, "device": "h200-sxm", "backend": "vllm", "kernel": "gemm", "m": 64,
+    "n": 4096, "k": 7168, "dtype": "bf16"}.
+
+    \b
+    Example:
+        moesaic time --batch rows.jsonl --out seconds.jsonl
+    """
+    from hwprofiles.timing.lines import time_lines
+
+    with written(Output("jsonl", out, quiet)) as write:
+        lines = parsed_lines(batch)
+        while chunk := list(itertools.islice(lines, CHUNK)):
+            write(time_lines(chunk, extrapolate=extrapolate))

@@ -1,0 +1,237 @@
+"""Fit one table of measured kernel rows: physics, residual, and the error on shapes held out."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from hwprofiles.cluster import Cluster
+from hwprofiles.kernels import COLLECTIVES, KERNEL_ROW
+from hwprofiles.timing.kriging import neighbours
+from hwprofiles.timing.places import FAMILIES
+from hwprofiles.timing.profile import columns_of, pack, unpack
+from hwprofiles.timing.rows import Array, Rows, Work
+from hwprofiles.timing.rules import COUNTS
+from hwprofiles.timing.tables import NEIGHBOURS, Physics, mixed
+
+FOLDS = 5
+SEED = 7
+SAMPLE_ROWS = 4000
+IMPOSSIBLE_RATIO = 0.8
+"""A time below this share of arithmetic at peak is a fault of the measurement."""
+RADII = (0.3, 0.6)
+"""Neighbourhoods left out in turn, in units of distance, to learn how error grows with distance."""
+LOW, HIGH = 0.1, 0.9
+WIDE = 0.4
+"""Log seconds either way where a table has too few shapes to hold any out."""
+ENOUGH_SHAPES = 4
+OUTLIERS = (np.inf, 0.2)
+"""Ways to treat neighbours far from the rest that hold-out chooses between."""
+
+
+@dataclass(frozen=True)
+class Cube:
+    """Measured log residuals on a grid: `cells` [s, a, b], NaN where nothing was measured."""
+
+    shapes: Array
+    outer: Array
+    inner: Array
+    cells: Array
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A table ready to be stored: what the card says, and its arrays."""
+
+    card: dict[str, Any]
+    shapes: NDArray[np.float32]
+    residual: NDArray[np.int16]
+
+
+def fit_table(
+    rows: pl.DataFrame, keys: dict[str, str | None], cluster: Cluster, origin: str
+) -> Fitted:
+    """Fit one table.
+
+    Args:
+        rows: kernel rows of one family and format, with `seconds`.
+        keys: columns that choose the table; none for any value.
+        cluster: device and links whose peaks the shares refer to.
+        origin: files the rows come from.
+    """
+    kernel = str(rows["kernel"][0])
+    known = rows.columns
+    absent = [pl.lit(None, kind).alias(c) for c, kind in KERNEL_ROW.items() if c not in known]
+    frame = rows.with_columns(absent)
+    if keys.get("dtype") is None:
+        frame = frame.with_columns(pl.lit("bf16").alias("dtype"))
+    work, seconds = COUNTS[kernel](Rows(frame), cluster), rows["seconds"].to_numpy()
+    possible = seconds >= IMPOSSIBLE_RATIO * work.compute_s
+    if not possible.all():
+        frame, seconds = frame.filter(pl.Series(possible)), seconds[possible]
+        work = COUNTS[kernel](Rows(frame), cluster)
+    physics = fit_physics(work, seconds)
+    cube = _cube(kernel, frame, np.log(seconds / physics.seconds(work)))
+    residual = pack(filled(cube.cells, cube.outer, cube.inner).astype(np.float32))
+    errors = held_out(kernel, cube, unpack(residual).astype(float))
+    card = {
+        "kernel": kernel, "keys": keys, "data": origin, "rows": len(seconds),
+        "impossible_rows": int((~possible).sum()), "shapes": len(cube.shapes),
+        "physics": {k: float(f"{v:.5g}") for k, v in vars(physics).items()},
+        "outer": np.round(cube.outer, 6).tolist(), "inner": np.round(cube.inner, 6).tolist(),
+        **errors,
+    }  # fmt: skip
+    return Fitted(card, columns_of(cube.shapes), residual)
+
+
+def fit_physics(work: Work, seconds: Array) -> Physics:
+    """Launch cost and shares by least absolute log error: a grid, then steps of each in turn."""
+    chosen = np.random.default_rng(SEED).permutation(len(seconds))[:SAMPLE_ROWS]
+    part = Work(*(None if c is None else c[chosen] for c in vars(work).values()))  # type: ignore[arg-type]
+    wanted = np.log(seconds[chosen])
+
+    def error(values: tuple[float, float, float]) -> float:
+        return float(np.abs(np.log(Physics(*values).seconds(part)) - wanted).mean())
+
+    least = float(np.quantile(seconds, 0.01))
+    shares = itertools.product((0.5, 0.95), (0.3, 0.5, 0.7, 0.9), (0.3, 0.6, 0.9))
+    grid = [(least * part, compute, memory) for part, compute, memory in shares]
+    best = min(grid, key=error)
+    for step in (1.3, 1.1, 1.03):
+        for axis in (0, 1, 2, 0, 1, 2):
+            trial = [_scaled(best, axis, f) for f in (1 / step, 1.0, step)]
+            best = min(trial, key=error)
+    return Physics(*best)
+
+
+def _scaled(
+    values: tuple[float, float, float], axis: int, factor: float
+) -> tuple[float, float, float]:
+    changed = list(values)
+    changed[axis] *= factor
+    return changed[0], changed[1], changed[2]
+
+
+def _cube(kernel: str, frame: pl.DataFrame, residual: Array) -> Cube:
+    place = FAMILIES[kernel].place(Rows(frame))
+    shapes, which = np.unique(np.round(place.shape, 6), axis=0, return_inverse=True)
+    outer, a = np.unique(np.round(place.outer, 6), return_inverse=True)
+    inner, b = np.unique(np.round(place.inner, 6), return_inverse=True)
+    cells = np.full((len(shapes), len(outer), len(inner)), np.nan)
+    cells[which.ravel(), a, b] = residual
+    return Cube(shapes, outer, inner, cells)
+
+
+def filled(cells: Array, outer: Array, inner: Array) -> Array:
+    """Cells that were not measured: between two measured sizes interpolated, else the nearest."""
+    result = _along(_along(cells, inner, axis=2), outer, axis=1)
+    typical = np.nanmedian(result, axis=0, keepdims=True)
+    return np.where(np.isnan(result), np.nan_to_num(typical), result)
+
+
+def _along(cells: Array, grid: Array, axis: int) -> Array:
+    moved = np.moveaxis(cells, axis, -1)
+    known = ~np.isnan(moved)
+    at = np.arange(len(grid))
+    left = np.maximum.accumulate(np.where(known, at, -1), axis=-1)
+    right = np.minimum.accumulate(np.where(known, at, len(grid))[..., ::-1], axis=-1)[..., ::-1]
+    left, right = np.where(left < 0, right, left), np.where(right >= len(grid), left, right)
+    left, right = np.clip(left, 0, len(grid) - 1), np.clip(right, 0, len(grid) - 1)
+    span = grid[right] - grid[left]
+    part = np.where(span > 0, (grid - grid[left]) / np.where(span > 0, span, 1), 0)
+    below, above = (np.take_along_axis(moved, i, axis=-1) for i in (left, right))
+    return np.moveaxis((1 - part) * below + part * above, -1, axis)
+
+
+def held_out(kernel: str, cube: Cube, cells: Array) -> dict[str, Any]:
+    """Error on sizes and on whole shapes that were left out, and the bands that held them."""
+    sizes = _left_out_sizes(cube)
+    card: dict[str, Any] = {"error_sizes": _error(sizes)}
+    low, high = [_quantile(sizes, LOW)], [_quantile(sizes, HIGH)]
+    edges: list[float] = []
+    if len(cube.shapes) >= ENOUGH_SHAPES:
+        tried = [(o, *_left_out_shapes(kernel, cube, cells, o)) for o in OUTLIERS]
+        outlier, found, nearest = min(tried, key=lambda t: _badness(t[1][0]))
+        card["outlier"] = None if np.isinf(outlier) else outlier
+        card["error_shapes"] = _error(found[0]) | {"coverage": _coverage(found[0])}
+        flat, far = np.concatenate(found).ravel(), np.concatenate(nearest).ravel()
+        edges = [float(e) for e in np.round(np.quantile(far[np.isfinite(flat)], (0.34, 0.67)), 4)]
+        bucket = np.searchsorted(edges, far)
+        for i in range(3):
+            low.append(_quantile(flat[bucket == i], LOW))
+            high.append(_quantile(flat[bucket == i], HIGH))
+    else:
+        low.append(-WIDE)
+        high.append(WIDE)
+    card["bands"] = {"edges": edges, "low": low, "high": high}
+    if kernel in COLLECTIVES:
+        card["error_sizes"]["coverage"] = _coverage(sizes)
+    return card
+
+
+def _left_out_sizes(cube: Cube) -> Array:
+    """Drop every second inner size and interpolate it from its neighbours."""
+    grid, cells = cube.inner, cube.cells
+    if len(grid) < 3:  # noqa: PLR2004 - an inner point needs two neighbours
+        return np.array([np.nan])
+    middle = np.arange(1, len(grid) - 1)
+    part = (grid[middle] - grid[middle - 1]) / (grid[middle + 1] - grid[middle - 1])
+    guess = (1 - part) * cells[..., middle - 1] + part * cells[..., middle + 1]
+    return (cells[..., middle] - guess).ravel()
+
+
+def _badness(errors: Array) -> float:
+    """What a choice between fits goes by: median error and a quarter of the 90th percentile."""
+    off = np.abs(errors[np.isfinite(errors)])
+    return float(np.median(off) + np.quantile(off, HIGH) / 4) if len(off) else np.inf
+
+
+def _left_out_shapes(
+    kernel: str, cube: Cube, cells: Array, outlier: float
+) -> tuple[list[Array], list[Array]]:
+    """Predict whole shapes from the others: in folds first, then without any near neighbour."""
+    scaled = cube.shapes / np.array(FAMILIES[kernel].steps)
+    fold = np.random.default_rng(SEED).permutation(len(scaled)) % min(FOLDS, len(scaled))
+    between = np.sqrt(((scaled[:, None] - scaled) ** 2).sum(-1))
+    errors, distances = [], []
+    for apart in (fold[:, None] == fold, *(between < radius for radius in RADII)):
+        usable = (~apart).sum(axis=1) >= ENOUGH_SHAPES - 1
+        if not usable.any():
+            continue
+        count = int(min(NEIGHBOURS, (~apart[usable]).sum(axis=1).min()))
+        index, weight, near = neighbours(scaled[usable], scaled, count, apart[usable])
+        guess = mixed(cells[index], weight[:, :, None, None], outlier)
+        errors.append((cube.cells[usable] - guess).reshape(int(usable.sum()), -1))
+        distances.append(np.broadcast_to(near[:, None], errors[-1].shape))
+    return errors, distances
+
+
+def _quantile(errors: Array, q: float) -> float:
+    known = errors[np.isfinite(errors)]
+    if len(known) < 5:  # noqa: PLR2004 - too few to speak of a tenth
+        return -WIDE if q < 0.5 else WIDE  # noqa: PLR2004
+    return float(f"{np.quantile(known, q):.4g}")
+
+
+def _error(errors: Array) -> dict[str, float]:
+    off = np.abs(np.expm1(-errors[np.isfinite(errors)]))
+    if not len(off):
+        return {}
+    return {"median": float(f"{np.median(off):.4g}"), "p90": float(f"{np.quantile(off, 0.9):.4g}")}
+
+
+def _coverage(errors: Array) -> float:
+    """Share of one half's rows inside the band that the other half gave."""
+    halves = errors[: len(errors) // 2], errors[len(errors) // 2 :]
+    if errors.ndim == 1:
+        halves = errors[::2], errors[1::2]
+    hits = []
+    for mine, other in (halves, halves[::-1]):
+        known = mine[np.isfinite(mine)]
+        hits.append((known >= _quantile(other, LOW)) & (known <= _quantile(other, HIGH)))
+    return float(f"{np.concatenate(hits).mean():.4g}")

@@ -1,0 +1,98 @@
+"""How long collectives and exchanges occupy the links, in seconds at the stated bandwidth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from hwprofiles.cluster import Cluster
+from hwprofiles.errors import MoesaicError
+from hwprofiles.timing.rows import Array, Rows, Work
+
+
+@dataclass(frozen=True)
+class Group:
+    """A group of ranks split into the part inside a node and the part across nodes."""
+
+    ranks: Array
+    nodes: Array
+    near_bytes_per_s: Array
+    far_bytes_per_s: Array
+    near_latency_s: Array
+    far_latency_s: Array
+
+    @property
+    def ranks_per_node(self) -> Array:
+        """Ranks that share a node."""
+        return self.ranks / self.nodes
+
+
+def group_of(rows: Rows, cluster: Cluster) -> Group:
+    """Where each row's group lies on the cluster.
+
+    Raises:
+        MoesaicError: `invalid` when the group is larger than the cluster.
+    """
+    ranks = rows.get("devices")
+    if ranks.max(initial=1) > cluster.device_count:
+        raise MoesaicError(
+            "invalid",
+            f"a group of {ranks.max():.0f} ranks on {cluster.name}, which has "
+            f"{cluster.device_count} devices",
+            "/devices",
+        )
+    width = cluster.devices_per_node
+    nodes = rows.get("nodes", np.nan)
+    nodes = np.where(np.isnan(nodes), np.ceil(ranks / width), nodes)
+    inside = np.maximum(ranks / nodes, 1).astype(int)
+    tiers = {n: cluster.tier_for(int(n)) for n in np.unique(inside)} if cluster.tiers else {}
+    joined = np.minimum(nodes * width, cluster.device_count).astype(int)
+    far = {n: cluster.tier_for(int(n)) for n in np.unique(joined)} if cluster.tiers else {}
+    return Group(
+        ranks, nodes,
+        np.array([tiers[n].bandwidth_bytes_per_s.value if tiers else np.inf for n in inside]),
+        np.array([far[n].bandwidth_bytes_per_s.value if far else np.inf for n in joined]),
+        np.array([tiers[n].latency_s.value if tiers else 0.0 for n in inside]),
+        np.array([far[n].latency_s.value if far else 0.0 for n in joined]),
+    )  # fmt: skip
+
+
+def _over_links(near: Array, far: Array, group: Group) -> Work:
+    """Seconds for `near` bytes inside the node and `far` bytes across, one after the other."""
+    wire = near / group.near_bytes_per_s + far / group.far_bytes_per_s
+    hops = np.log2(np.maximum(group.ranks_per_node, 1)) * group.near_latency_s
+    hops = hops + np.log2(np.maximum(group.nodes, 1)) * group.far_latency_s
+    return Work(np.zeros_like(wire), np.zeros_like(wire), wire, hops)
+
+
+def ring(shares: float) -> Callable[[Rows, Cluster], Work]:
+    """A ring or tree that moves `shares` times the buffer: 2 for all-reduce, 1 for its halves."""
+
+    def count(rows: Rows, cluster: Cluster) -> Work:
+        group, size = group_of(rows, cluster), rows.get("message_bytes")
+        near = shares * (1 - 1 / group.ranks_per_node) * size
+        far = shares * (1 - 1 / group.nodes) * size / group.ranks_per_node
+        return _over_links(near, far, group)
+
+    return count
+
+
+def all_to_all(rows: Rows, cluster: Cluster) -> Work:
+    """Every rank sends an equal part of its buffer to every other."""
+    group, size = group_of(rows, cluster), rows.get("message_bytes")
+    near = size * (group.ranks_per_node - 1) / group.ranks
+    far = size * (1 - 1 / group.nodes)
+    return _over_links(near, far, group)
+
+
+def exchange(rows: Rows, cluster: Cluster) -> Work:
+    """Dispatch or combine: a token travels once per node it needs, then once per rank inside."""
+    group, k = group_of(rows, cluster), rows.get("top_k")
+    token = rows.get("tokens") * rows.get("hidden") * rows.activation() * rows.get("busy_ratio", 1)
+    nodes_hit = group.nodes * (1 - (1 - 1 / group.nodes) ** k)
+    ranks_hit = group.ranks * (1 - (1 - 1 / group.ranks) ** k)
+    far = token * nodes_hit * (1 - 1 / group.nodes)
+    near = token * ranks_hit * (1 - 1 / group.ranks_per_node)
+    return _over_links(near, far, group)

@@ -1,0 +1,121 @@
+"""Where a kernel row stands among measured shapes: the shape it has, the sizes that vary in it.
+
+Every coordinate is a base-2 logarithm, so that doubling a size is one step everywhere. A shape is
+what a model fixes (widths, heads, experts); the inner sizes are what load varies (tokens, batch,
+sequence, message).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from hwprofiles.timing.rows import Array, Rows
+
+NO_WINDOW_TOKENS = 2.0**17
+"""Attention without a window stands where the longest measured sequence does."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Coordinates of n rows: `shape` [n, d], `outer` [n] and `inner` [n]."""
+
+    shape: Array
+    outer: Array
+    inner: Array
+
+
+@dataclass(frozen=True)
+class Family:
+    """How one kernel family is placed, and how far apart its shapes are.
+
+    `steps` says how many doublings of each shape coordinate count as one unit of distance; found by
+    hold-out over whole shapes on the H200 tables.
+    """
+
+    place: Callable[[Rows], Place]
+    steps: tuple[float, ...]
+    keys: tuple[str, ...] = ("dtype",)
+    """Columns that choose the table."""
+
+
+def _log(*columns: Array) -> Array:
+    return np.stack([np.log2(np.maximum(c, 2.0**-10)) for c in columns], axis=1)
+
+
+def _one(values: Array) -> Array:
+    logged: Array = np.log2(np.maximum(values, 2.0**-10))
+    return logged
+
+
+def _gemm(rows: Rows) -> Place:
+    m = rows.get("m")
+    return Place(_log(rows.get("n"), rows.get("k")), np.zeros_like(m), _one(m))
+
+
+def _attention_shape(rows: Rows) -> Array:
+    """Heads, width, window; and which kernel the ratio of query to kv heads calls for.
+
+    Kernels change where every head has its own keys and where many share them: the fifth
+    coordinate separates multi-head from grouped attention and counts doublings above 16 to 1.
+    """
+    get = rows.get
+    window = np.minimum(get("window", NO_WINDOW_TOKENS), NO_WINDOW_TOKENS)
+    ratio = _one(get("heads") / get("kv_heads"))
+    plain = _log(get("heads"), get("kv_heads"), get("head_dim"), window)
+    switch = np.maximum(ratio - 4, 0) + (np.abs(ratio) < 1e-9)  # noqa: PLR2004 - exactly one to one
+    return np.concatenate([plain, switch[:, None]], axis=1)
+
+
+def _attention_prefill(rows: Rows) -> Place:
+    spread = rows.get("batch") * rows.get("heads")
+    return Place(_attention_shape(rows), _one(spread), _one(rows.get("seq")))
+
+
+def _attention_decode(rows: Rows) -> Place:
+    spread = rows.get("batch") * rows.get("kv_heads")
+    return Place(_attention_shape(rows), _one(spread), _one(rows.get("seq")))
+
+
+def _mla(rows: Rows) -> Place:
+    get = rows.get
+    return Place(_log(get("heads")), _one(get("batch")), _one(get("seq")))
+
+
+def _grouped_gemm(rows: Rows) -> Place:
+    get = rows.get
+    ep = get("moe_ep", 1)
+    shape = _log(get("hidden"), get("inter") / get("moe_tp", 1), get("top_k"),
+                 get("experts") / ep, ep, get("matrices", 3) ** 4)  # fmt: skip
+    return Place(shape, get("skew_alpha", 0), _one(get("tokens")))
+
+
+def _collective(rows: Rows) -> Place:
+    devices, size = rows.get("devices"), rows.get("message_bytes")
+    return Place(_log(devices), np.zeros_like(devices), _one(size))
+
+
+def _exchange(rows: Rows) -> Place:
+    get = rows.get
+    shape = _log(get("nodes", 1), get("devices"), get("hidden"), get("top_k"), get("experts"))
+    return Place(shape, np.zeros(len(shape)), _one(get("tokens")))
+
+
+_COMMUNICATION = ("library", "dtype")
+FAMILIES: dict[str, Family] = {
+    "gemm": Family(_gemm, (4, 4)),
+    "attention_prefill": Family(_attention_prefill, (8, 8, 1, 2, 4), ("dtype", "kv_dtype")),
+    "attention_decode": Family(_attention_decode, (8, 8, 1, 2, 4), ("dtype", "kv_dtype")),
+    "mla_prefill": Family(_mla, (8,), ("dtype", "kv_dtype")),
+    "mla_decode": Family(_mla, (8,), ("dtype", "kv_dtype")),
+    "grouped_gemm": Family(_grouped_gemm, (8, 8, 8, 8, 8, 2)),
+    "all_reduce": Family(_collective, (4,), _COMMUNICATION),
+    "all_gather": Family(_collective, (4,), _COMMUNICATION),
+    "reduce_scatter": Family(_collective, (4,), _COMMUNICATION),
+    "all_to_all": Family(_collective, (4,), _COMMUNICATION),
+    "moe_dispatch": Family(_exchange, (1, 2, 4, 4, 8), _COMMUNICATION),
+    "moe_combine": Family(_exchange, (1, 2, 4, 4, 8), _COMMUNICATION),
+}
+"""Families that measured tables exist for."""

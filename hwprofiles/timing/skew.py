@@ -1,0 +1,86 @@
+"""What a power-law load does to the busiest rank: its token-expert pairs and active experts.
+
+Expert loads are drawn from x^-alpha between two bounds and scaled to the tokens, as the measured
+tables do it (aiconfigurator 0.12 collector, power-law workload); the figure here is the mean over
+fixed draws, so it repeats exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+
+from hwprofiles.timing.rows import Array
+
+_DRAWS = 48
+_SEED = 20240601
+_FEW, _FEW_MOST = 0.01, 2.0
+"""Bounds of one expert's load where there are fewer token-expert pairs than experts."""
+_MANY_SHARE = 0.8
+"""Most tokens one expert gets, as a share of all, where there are more."""
+
+
+@lru_cache(maxsize=200_000)
+def busiest(alpha: float, tokens: int, top_k: int, experts: int, ranks: int) -> tuple[float, float]:
+    """Busiest rank's pairs over the mean, and its active experts.
+
+    Args:
+        alpha: exponent of the load; 0 is balanced.
+        tokens: tokens of all ranks.
+        top_k: experts a token goes to.
+        experts: experts of all ranks.
+        ranks: ranks the experts are spread over.
+    """
+    pairs = tokens * top_k
+    local = max(experts // ranks, 1)
+    mean = pairs / ranks
+    if alpha <= 0:
+        return max(1.0, 1 / mean), float(min(local, max(1.0, mean)))
+    loads = np.round(_loads(alpha, tokens, pairs, local * ranks)).reshape(_DRAWS, ranks, local)
+    sums = loads.sum(axis=2)
+    top = sums.argmax(axis=1)
+    active = (loads[np.arange(_DRAWS), top] > 0).sum(axis=1).mean()
+    busy = max(float(sums.max(axis=1).mean()), 1.0)
+    return max(busy / mean, 1.0), float(max(active, 1.0))
+
+
+def _loads(alpha: float, tokens: int, pairs: int, experts: int) -> Array:
+    draws = np.random.default_rng(_SEED).random((_DRAWS, experts))
+    low, high = (1.0, max(tokens * _MANY_SHARE, 1.5)) if pairs > experts else (_FEW, _FEW_MOST)
+    power = 1 - alpha if abs(alpha - 1) > 1e-6 else 1e-6  # noqa: PLR2004 - x^-1 has no such inverse
+    loads = ((high**power - low**power) * draws + low**power) ** (1 / power)
+    scaled: Array = loads / loads.sum(axis=1, keepdims=True) * pairs
+    return scaled
+
+
+def busiest_of(columns: Sequence[Array]) -> tuple[Array, Array]:
+    """`busiest` for arrays of alpha, tokens, top_k, experts and ranks."""
+    stacked = np.stack([np.asarray(c, dtype=float) for c in columns], axis=1)
+    distinct, back = np.unique(stacked, axis=0, return_inverse=True)
+    found = np.array([busiest(row[0], *(int(v) for v in row[1:])) for row in distinct])
+    return found[back.ravel(), 0], found[back.ravel(), 1]
+
+
+def alpha_of(busy: Array, columns: Sequence[Array]) -> Array:
+    """Exponent of the power law whose busiest rank is as busy as stated.
+
+    Args:
+        busy: busiest rank's pairs over the mean.
+        columns: tokens, top_k, experts and ranks.
+    """
+    alpha = np.zeros(len(busy))
+    skewed = busy > 1.02  # noqa: PLR2004 - two per cent is balanced
+    if skewed.any():
+        # Half-octave steps in tokens: the ratio changes slowly with them.
+        steps = [np.round(2 ** (np.round(2 * np.log2(np.maximum(columns[0][skewed], 1))) / 2))]
+        rest = [c[skewed] for c in columns[1:]]
+        most, _ = busiest_of([np.full(int(skewed.sum()), _STEEP), *steps, *rest])
+        ratio = np.log(busy[skewed]) / np.log(np.maximum(most, 1.02))
+        alpha[skewed] = _STEEP * np.clip(ratio, 0, 1)
+    return alpha
+
+
+_STEEP = 1.2
+"""Steepest measured load."""

@@ -1,0 +1,197 @@
+"""One table of measured kernel times: physics fitted to it, and what is left over at each shape.
+
+t = (fixed + hops + smooth max(compute / share, memory / share, wire / share)) · exp(residual), the
+residual kriged between measured shapes and interpolated between measured sizes. Physics carries the
+answer where shapes end, the residual where they lie.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hwprofiles.timing.kriging import neighbours
+from hwprofiles.timing.places import FAMILIES, Place
+from hwprofiles.timing.rows import Array, Work
+
+NEIGHBOURS = 12
+SHARPNESS = 4.0
+"""Power of the smooth maximum: parts that are equal take 2^(1/4) = 1.19 times as long as one."""
+ON_GRID = 1e-6
+MARGIN = 0.1
+"""How far, in log seconds, a kriged residual may leave the range of its neighbours."""
+
+
+@dataclass(frozen=True)
+class Physics:
+    """Launch cost and the shares of the peaks that the kernels of one table reach."""
+
+    fixed_s: float
+    compute_share: float
+    memory_share: float
+    """For collectives and exchanges: the share of the link bandwidth."""
+
+    def parts(self, work: Work) -> tuple[Array, Array]:
+        """Seconds of arithmetic and seconds of memory or wire."""
+        slow = work.memory_s if work.wire_s is None else work.wire_s
+        return work.compute_s / self.compute_share, slow / self.memory_share
+
+    def seconds(self, work: Work) -> Array:
+        """Time without a residual."""
+        compute, slow = self.parts(work)
+        most = np.maximum(np.maximum(compute, slow), 1e-30)
+        less = np.minimum(compute, slow) / most
+        busy = most * (1 + less**SHARPNESS) ** (1 / SHARPNESS)
+        hops = 0.0 if work.hops_s is None else work.hops_s
+        total: Array = self.fixed_s + hops + busy
+        return total
+
+
+@dataclass(frozen=True)
+class Bands:
+    """Log offsets that held 80 % of held-out rows, by distance to the nearest measured shape.
+
+    The first entry is for shapes that were measured themselves; `edges` are the upper ends of the
+    distances of the following entries, the last entry has none.
+    """
+
+    edges: tuple[float, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+    def offsets(self, nearest: Array) -> tuple[Array, Array]:
+        """Log offsets of each row, from its distance."""
+        bucket = np.where(nearest < ON_GRID**0.5, 0, 1 + np.searchsorted(self.edges, nearest))
+        return np.array(self.low)[bucket], np.array(self.high)[bucket]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Measured times of one kernel family in one format on one device with one engine."""
+
+    kernel: str
+    keys: dict[str, str | None]
+    physics: Physics
+    shapes: Array
+    """[s, d] base-2 logarithms, as `places` makes them."""
+    outer: Array
+    inner: Array
+    residual: NDArray[np.float32]
+    """[s, a, b] log of measured over physics; cells that were not measured hold the nearest one."""
+    bands: Bands
+    outlier: float = np.inf
+    """Log seconds: neighbours farther than this from their median are drawn in to it. Finite where
+    hold-out was better so (autotuned kernels that jump from shape to shape)."""
+
+
+@dataclass(frozen=True)
+class Residual:
+    """What a table says about n rows, in log seconds over physics."""
+
+    typical: Array
+    nearest: Array
+    """Distance to the nearest measured shape."""
+    beyond: Array
+    """Doublings outside the measured range, the worst coordinate."""
+    measured: NDArray[np.bool_]
+    """True where shape and sizes are exactly measured ones."""
+
+
+def residual_of(table: Table, place: Place) -> Residual:
+    """Interpolate a table's residual at the rows' places."""
+    shape, back = _distinct(place.shape)
+    steps = np.array(FAMILIES[table.kernel].steps)
+    lowest, highest = table.shapes.min(axis=0), table.shapes.max(axis=0)
+    held = np.clip(shape, lowest, highest)
+    index, weight, nearest = neighbours(held / steps, table.shapes / steps, NEIGHBOURS)
+    cells = _cells(table, place)
+    typical = np.empty(len(back))
+    exact = (nearest < ON_GRID**0.5)[back]
+    for chosen, count in ((exact, 1), (~exact, index.shape[1])):
+        if chosen.any():
+            typical[chosen] = _mixed(table, cells, index[back], weight[back], chosen, count)
+    stretch = np.abs(shape - held)
+    sizes = np.maximum(_outside(place.inner, table.inner), _outside(place.outer, table.outer))
+    beyond = np.maximum(stretch.max(axis=1)[back], sizes)
+    nearest = nearest + (stretch / steps).max(axis=1)
+    return Residual(typical, nearest[back], beyond, exact & cells.on_grid & (beyond <= 0))
+
+
+@dataclass(frozen=True)
+class _Cells:
+    """The grid cell of each row: its lower corner and how far it stands into it."""
+
+    outer: NDArray[np.intp]
+    inner: NDArray[np.intp]
+    outer_part: Array
+    inner_part: Array
+
+    @property
+    def on_grid(self) -> NDArray[np.bool_]:
+        """True where a row stands on a corner."""
+        return (np.abs(self.outer_part - np.round(self.outer_part)) < ON_GRID) & (
+            np.abs(self.inner_part - np.round(self.inner_part)) < ON_GRID
+        )
+
+
+def _cells(table: Table, place: Place) -> _Cells:
+    outer, outer_part = _position(place.outer, table.outer)
+    inner, inner_part = _position(place.inner, table.inner)
+    return _Cells(outer, inner, outer_part, inner_part)
+
+
+def _position(values: Array, grid: Array) -> tuple[NDArray[np.intp], Array]:
+    if len(grid) == 1:
+        return np.zeros(len(values), dtype=np.intp), np.zeros(len(values))
+    lower = np.clip(np.searchsorted(grid, values, side="right") - 1, 0, len(grid) - 2)
+    part = np.clip((values - grid[lower]) / (grid[lower + 1] - grid[lower]), 0, 1)
+    return lower, part
+
+
+def _outside(values: Array, grid: Array) -> Array:
+    below, above = grid[0] - values, values - grid[-1]
+    outside: Array = np.maximum(np.maximum(below, above), 0.0)
+    return outside
+
+
+def _distinct(shape: Array) -> tuple[Array, NDArray[np.intp]]:
+    """Rows that differ, and for each row which of them it is."""
+    code = shape @ np.sqrt(np.arange(2, 2 + shape.shape[1]))
+    _, first, back = np.unique(code, return_index=True, return_inverse=True)
+    return shape[first], back
+
+
+def _mixed(
+    table: Table, cells: _Cells, index: NDArray[np.intp], weight: Array,
+    chosen: NDArray[np.bool_], count: int,
+) -> Array:  # fmt: skip
+    """Bilinear inside each neighbour's grid, then weighted over neighbours."""
+    picked, weights = index[chosen], weight[chosen]
+    if count == 1:
+        nearest = weights.argmax(axis=1)[:, None]
+        picked = np.take_along_axis(picked, nearest, axis=1)
+        weights = np.ones(picked.shape)
+    values = np.zeros(picked.shape)
+    for up_outer in (0, 1):
+        part = cells.outer_part[chosen] if up_outer else 1 - cells.outer_part[chosen]
+        if not part.any():
+            continue
+        row = np.minimum(cells.outer[chosen] + up_outer, len(table.outer) - 1)
+        for up_inner in (0, 1):
+            inner = cells.inner_part[chosen] if up_inner else 1 - cells.inner_part[chosen]
+            column = np.minimum(cells.inner[chosen] + up_inner, len(table.inner) - 1)
+            cell = table.residual[picked, row[:, None], column[:, None]]
+            values += (part * inner)[:, None] * cell
+    return mixed(values, weights, table.outlier)
+
+
+def mixed(values: Array, weights: Array, outlier: float) -> Array:
+    """Weighted neighbours, [rows, neighbours, …] over the second axis, kept near their range."""
+    if np.isfinite(outlier):
+        middle = np.median(values, axis=1, keepdims=True)
+        values = np.clip(values, middle - outlier, middle + outlier)
+    total = (values * weights).sum(axis=1)
+    held: Array = np.clip(total, values.min(axis=1) - MARGIN, values.max(axis=1) + MARGIN)
+    return held

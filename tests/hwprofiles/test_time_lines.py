@@ -1,0 +1,83 @@
+"""Lines of `time --batch`: order kept, bad lines in their place, evidence named."""
+
+import json
+
+import pytest
+
+from api.cli import main
+from hwprofiles.timing.lines import time_lines
+
+GEMM = {"id": "g", "device": "h200-sxm", "backend": "vllm", "kernel": "gemm", "m": 64, "n": 4096,
+        "k": 7168, "dtype": "bf16"}  # fmt: skip
+MOE = {"id": "m", "device": "h200-sxm", "backend": "vllm", "kernel": "grouped_gemm", "tokens": 512,
+       "hidden": 7168, "inter": 2048, "experts": 256, "top_k": 8, "moe_tp": 1, "moe_ep": 8,
+       "dtype": "fp8_block"}  # fmt: skip
+
+
+def answers(*lines, **options):
+    return [json.loads(text) for text in time_lines(lines, **options)]
+
+
+def test_order_is_kept_and_bad_lines_say_why():
+    found = answers(
+        GEMM, GEMM | {"id": 2, "m": 0}, GEMM | {"id": 3, "zzz": 1}, "text", MOE,
+        GEMM | {"id": 5, "device": "h100"}, GEMM | {"id": 6, "dtype": "fp7"},
+        {k: v for k, v in GEMM.items() if k != "n"}, GEMM | {"id": 8, "kernel": "gem"},
+    )  # fmt: skip
+    kinds = [answer["error"] and answer["error"]["kind"] for answer in found]
+    assert kinds == [None, "invalid", "invalid", "invalid", None, None, "unknown_name", "invalid",
+                     "unknown_name"]  # fmt: skip
+    assert [answer["id"] for answer in found] == ["g", 2, 3, None, "m", 5, 6, "g", 8]
+    assert "/zzz" in found[2]["error"]["message"]
+    assert found[0] == answers(GEMM)[0]
+
+
+def test_intervals_enclose_and_evidence_is_named():
+    measured, between, borrowed, rule = answers(
+        GEMM, GEMM | {"n": 5000, "k": 5000}, GEMM | {"device": "h20"},
+        GEMM | {"device": "xeon-6980p"},
+    )  # fmt: skip
+    for answer in (measured, between, borrowed, rule):
+        assert 0 < answer["low_s"] <= answer["typical_s"] <= answer["high_s"]
+    assert measured["source"] in ("measured", "calibrated")
+    assert between["source"] == "calibrated"
+    assert borrowed["source"] == "modelled"
+    assert rule["source"] == "assumed"
+
+
+def test_a_skewed_load_takes_longer():
+    big = MOE | {"tokens": 8192, "backend": "trtllm"}
+    even, skewed = answers(big | {"skew": "balanced"}, big | {"skew": {"power_law": 1.2}})
+    assert skewed["typical_s"] > even["typical_s"]
+
+
+def test_far_outside_is_refused_unless_asked_for():
+    far = GEMM | {"m": 1e9, "n": 1e7}
+    refused, answered = answers(far)[0], answers(far, extrapolate=True)[0]
+    assert refused["error"]["kind"] == "outside_evidence"
+    spread = answered["high_s"] / answered["low_s"]
+    near = answers(GEMM)[0]
+    assert spread > near["high_s"] / near["low_s"]
+
+
+@pytest.mark.parametrize("skew", ["steep", {"power_law": -1}, {"zipf": 1}, 3])
+def test_bad_skew(skew):
+    assert "/skew" in answers(MOE | {"skew": skew})[0]["error"]["message"]
+
+
+def test_the_verb_streams_a_file(tmp_path, capsys):
+    batch, out = tmp_path / "rows.jsonl", tmp_path / "seconds.jsonl"
+    twice = '{"id": 9, "id": 10, "kernel": "gemm"}'
+    batch.write_text("\n".join([json.dumps(GEMM), "", "{bad", twice, json.dumps(MOE)]))
+    main(["time", "--batch", str(batch), "--out", str(out), "--quiet"])
+    found = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [a["error"] is None for a in found] == [True, False, False, True]
+    assert "line 3" in found[1]["error"]["message"]
+    assert "stands twice" in found[2]["error"]["message"]
+    assert capsys.readouterr().out == ""
+
+
+def test_a_group_larger_than_any_cluster_is_stretched():
+    ring = {"id": 1, "device": "h100-sxm", "kernel": "all_reduce", "devices": 1024,
+            "message_bytes": 2**20, "dtype": "bf16"}  # fmt: skip
+    assert answers(ring)[0]["error"] is None
