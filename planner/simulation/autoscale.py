@@ -8,7 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hwprofiles.errors import unknown_name
+from hwprofiles.errors import MoesaicError, unknown_name
+from planner.simulation.clock import ARRIVAL, Clock
+from planner.simulation.group import Group
+from planner.simulation.scaling import LayoutChange, LayoutChanges
+from planner.simulation.sequence import Sequence as Request
 
 
 @dataclass(frozen=True)
@@ -91,3 +95,71 @@ def policy(name: str) -> Callable[[Window, Bounds], int]:
     if name not in POLICIES:
         raise unknown_name("autoscaling policy", name, POLICIES)
     return POLICIES[name]
+
+
+@dataclass(frozen=True)
+class Autoscale:
+    """A controller at work.
+
+    Args:
+        rule: name in `POLICIES`.
+        bounds: what it may do.
+        every_s: how often it looks.
+        change: gives the change from so many ranks to so many, beginning at a time.
+        meets: whether a request that finished then met its limits.
+    """
+
+    rule: str
+    bounds: Bounds
+    every_s: float
+    change: Callable[[int, int, float], LayoutChange]
+    meets: Callable[[Request, float], bool]
+
+
+class Autoscaler:
+    """Looks at one group at even times while requests are unanswered, and changes its ranks."""
+
+    def __init__(
+        self,
+        clock: Clock,
+        group: Group,
+        changes: LayoutChanges,
+        settings: Autoscale,
+        busy: Callable[[], bool],
+    ) -> None:
+        if not settings.every_s > 0:
+            raise MoesaicError("invalid", f"a controller that looks every {settings.every_s} s")
+        self._clock, self._group, self._changes = clock, group, changes
+        self._settings, self._busy = settings, busy
+        self._rule = policy(settings.rule)
+        self._rates: list[float] = []
+        self._arrived = self._finished = self._met = 0
+        self.rank_seconds = 0.0
+        clock.call_at(settings.every_s, self._look, ARRIVAL)
+
+    def arrived(self) -> None:
+        """Count an arrival."""
+        self._arrived += 1
+
+    def finished(self, request: Request, end_s: float) -> None:
+        """Count an answer."""
+        self._finished += 1
+        self._met += self._settings.meets(request, end_s)
+
+    def _look(self) -> None:
+        settings, group = self._settings, self._group
+        self._rates.append(self._arrived / settings.every_s)
+        ranks = len(group.ranks)
+        self.rank_seconds += ranks * settings.every_s
+        seen = Window(
+            self._rates,
+            group.waiting,
+            self._met / self._finished if self._finished else 1.0,
+            ranks,
+        )
+        self._arrived = self._finished = self._met = 0
+        wanted = self._rule(seen, settings.bounds)
+        if wanted != ranks and group.index not in self._changes.running:
+            self._changes.begin(settings.change(ranks, wanted, self._clock.now))
+        if self._busy():
+            self._clock.call_at(self._clock.now + settings.every_s, self._look, ARRIVAL)

@@ -74,6 +74,11 @@ class Group:
         inside = sum(rank.queued + rank.running for rank in self.ranks)
         return inside + len(self._held)
 
+    @property
+    def waiting(self) -> int:
+        """Sequences that no rank runs yet, held ones included."""
+        return sum(rank.queued for rank in self.ranks) + len(self._held)
+
     def lightest(self) -> Rank:
         """Rank with the lowest score of vLLM's load balancer, the first among equals."""
         return min(self.ranks, key=lambda rank: _WAITING_WEIGHT * rank.queued + rank.running)

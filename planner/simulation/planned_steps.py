@@ -17,13 +17,16 @@ import polars as pl
 
 from hwprofiles.errors import MoesaicError
 from planner.candidates import POINT, Layout, broken_rule, number, tokens_per_step
+from planner.moe_model import MoeModel
 from planner.pricing import Question, price
 from planner.quantities import Source
+from planner.simulation.elastic import WorkerBytes
 from planner.simulation.grid import Grid
 from planner.simulation.rank import EngineLimits
 from planner.simulation.step_seconds import Iteration
 from planner.timing.step import weakest_source
 
+_NOT_EXPERTS = ("shared_bytes", "dense_bytes", "attention_bytes", "embedding_bytes")
 Side = Literal["low", "typical", "high"]
 _FIRST_CONTEXT_TOKENS = 128
 
@@ -81,7 +84,8 @@ class PlannedSteps:
                 f"pp {layout.pp}: pipeline stages are not simulated; ask pp 1, or use estimate",
                 "/pp",
             )
-        broken = broken_rule(layout, question.model, question.formats.weights.routed)
+        spare = _spare_experts(question.model, layout.moe_ep)
+        broken = broken_rule(layout, question.model, question.formats.weights.routed, spare)
         if broken is not None:
             raise MoesaicError("invalid", broken, "/tp")
         if layout.devices > question.cluster.device_count:
@@ -128,6 +132,14 @@ class PlannedSteps:
             )
         return blocks
 
+    def worker_bytes(self, kv_bytes: float) -> WorkerBytes:
+        """What the worker holds, for scaling; `kv_bytes` is the cache of one device."""
+        row = self.priced.passes.row(0, named=True)
+        devices = int(row["devices"])
+        experts = (row["routed_bytes"] + row["redundant_bytes"]) * devices
+        others = sum(row[name] for name in _NOT_EXPERTS)
+        return WorkerBytes(devices, others, experts, kv_bytes)
+
     def kv_token_bytes(self) -> float:
         """KV bytes of one token on one device of a rank."""
         return _kv_token_bytes(self.priced.passes.filter(phase="decode"))
@@ -168,13 +180,18 @@ class PlannedRankSeconds:
         return both_s + max(cache_s, 0.0)
 
 
+def _spare_experts(model: MoeModel, moe_ep: int) -> int:
+    """Copies that make the experts divide among the ranks, as engines add them."""
+    return -model.moe.experts % moe_ep if model.moe is not None else 0
+
+
 def _passes(
     axes: GridAxes, layout: Layout, limits: EngineLimits, question: Question
 ) -> pl.DataFrame:
     shared: dict[str, object] = {
         "tp": layout.tp, "dp": layout.dp, "pp": layout.pp, "moe_tp": layout.moe_tp,
         "moe_ep": layout.moe_ep, "devices": layout.devices, "osl": 1.0,
-        "redundant_experts": 0.0,
+        "redundant_experts": _spare_experts(question.model, layout.moe_ep),
         "step_tokens": tokens_per_step(limits.mtp_tokens, limits.mtp_acceptance_ratio),
         "node_devices": question.cluster.devices_per_node,
     }  # fmt: skip

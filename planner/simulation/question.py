@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from hwprofiles.cluster import Cluster
 from hwprofiles.document import Document
 from hwprofiles.library import resolve_cluster
-from hwprofiles.units import Seconds, Share
+from hwprofiles.units import BytesPerS, Seconds, Share
 from planner.model_library import resolve_model
 from planner.moe_model import MoeModel
 from planner.routing import Routing, UniformRouting
@@ -114,6 +114,47 @@ class PoolLayout(Document):
         return self
 
 
+class ScaleRates(Document):
+    """What scaling costs on this machine and engine; nobody can know it but from measurements."""
+
+    boot_s: Seconds
+    """An engine process from nothing to ready for weights."""
+    warm_up_s: Seconds
+    """First passes after weights are attached."""
+    disk_bytes_per_s: BytesPerS
+    """Into one device; all devices read side by side."""
+    regroup_s: Seconds = 0.0
+    link_bytes_per_s: BytesPerS | None = None
+    """None: the cluster's tier that joins the worker's devices."""
+
+
+class ScaleEvent(Document):
+    """The first pool's groups change their data-parallel ranks, or lose one."""
+
+    kind: Literal["scale", "failure"] = "scale"
+    at_s: Seconds
+    dp: Count
+    """Ranks afterwards."""
+    strategy: str = "elastic"
+    """elastic, cold_restart, extravagant, colocated; a failure is a cold restart that nobody
+    planned."""
+    lost_rank: Annotated[int, Field(ge=0)] = 0
+    """For a failure: the rank that is gone."""
+
+
+class AutoscaleSettings(Document):
+    """A controller that changes the first group's ranks."""
+
+    policy: str
+    """threshold, attainment or forecast."""
+    every_s: Seconds
+    fewest: Count = 1
+    most: Count
+    rank_request_rate: Positive  # unit: requests per second
+    """What one rank serves within the SLO."""
+    strategy: str = "elastic"
+
+
 class SloLimits(Document):
     """What a request must meet to count for goodput."""
 
@@ -143,6 +184,10 @@ class SimulationQuestion(Document):
     requests: Count | None = None
     """Requests to simulate; none: the whole trace. Drawn load needs a number."""
     slo: SloLimits = SloLimits()
+    scale_rates: ScaleRates | None = None
+    events: Annotated[tuple[ScaleEvent, ...], Field(max_length=1000)] = ()
+    """Scale operations and failures, in order of time."""
+    autoscale: AutoscaleSettings | None = None
     seeds: Annotated[int, Field(ge=1, le=1000)] = 5
     """Runs with seeds 0, 1, …; bands come from their spread. A trace on engines that draw
     nothing is run once."""
@@ -151,6 +196,10 @@ class SimulationQuestion(Document):
     def _ends(self) -> Self:
         if self.requests is None and self.load.kind != "trace":
             raise ValueError(f"load {self.load.kind} never ends; give requests")
+        if (self.events or self.autoscale) and self.scale_rates is None:
+            raise ValueError("events and autoscale need scale_rates: what scaling costs here")
+        if self.events and self.autoscale:
+            raise ValueError("give events or autoscale, not both")
         return self
 
 

@@ -61,6 +61,7 @@ class LayoutChanges:
         self._new_rank = new_rank
         self._due: dict[int, Callable[[Group], None]] = {}
         self.spans: list[tuple[float, float]] = []
+        self.running: set[int] = set()
         end_s = 0.0
         for change in changes:
             if change.at_s < end_s or change.dp < 1 or change.group >= len(groups):
@@ -73,17 +74,19 @@ class LayoutChanges:
             clock.call_at(change.at_s, self._starter(change), ARRIVAL)
 
     def _starter(self, change: LayoutChange) -> Callable[[], None]:
-        def start() -> None:
-            group = self._groups[change.group]
-            if change.hold or change.down:
-                group.hold()
-            if change.down:
-                group.pause()
-            self._clock.call_at(
-                self._clock.now + change.duration_s, lambda: self._finish(change), ARRIVAL
-            )
+        return lambda: self.begin(change)
 
-        return start
+    def begin(self, change: LayoutChange) -> None:
+        """Begin a change now."""
+        group = self._groups[change.group]
+        self.running.add(group.index)
+        if change.hold or change.down:
+            group.hold()
+        if change.down:
+            group.pause()
+        self._clock.call_at(
+            self._clock.now + change.duration_s, lambda: self._finish(change), ARRIVAL
+        )
 
     def _finish(self, change: LayoutChange) -> None:
         group = self._groups[change.group]
@@ -111,4 +114,5 @@ class LayoutChanges:
         moved = [s for i in sorted(gone | set(removed)) for s in ranks[i].evict_all()]
         kept = [rank for i, rank in enumerate(ranks) if i not in removed]
         kept += [self._new_rank() for _ in range(change.dp - len(kept))]
+        self.running.discard(group.index)
         group.resume(kept, change.seconds, sorted(moved, key=lambda s: s.index))

@@ -12,6 +12,7 @@ import numpy as np
 from hwprofiles.errors import MoesaicError
 from planner.formats.request import Request
 from planner.simulation.arrivals import ClosedLoop
+from planner.simulation.autoscale import Autoscale, Autoscaler
 from planner.simulation.clock import ARRIVAL, Clock
 from planner.simulation.group import Group
 from planner.simulation.links import KvLinks
@@ -56,6 +57,7 @@ class Options:
     timeline_step_s: float = 0.0
     changes: tuple[LayoutChange, ...] = ()
     """Scale operations and failures, for the first pool's groups."""
+    autoscale: Autoscale | None = None
     on_progress: Callable[[int, float], None] | None = None
     log: RequestLog = field(default_factory=RequestLog)
 
@@ -103,6 +105,15 @@ class Serving:
             self.clock, self.groups, self.options.changes,
             lambda: Rank(pool.limits, self._random, self._finished, hand_over),
         )  # fmt: skip
+
+        self._scaler: Autoscaler | None = None
+        if self.options.autoscale is not None:
+            self._scaler = Autoscaler(
+                self.clock, self.groups[0], self.changes, self.options.autoscale, self._unanswered
+            )
+
+    def _unanswered(self) -> bool:
+        return self._next is not None or self.log.count < self._sent
 
     def run(self) -> Serving:
         """Simulate until every request is answered.
@@ -165,12 +176,16 @@ class Serving:
         def arrive() -> None:
             if not isinstance(self._source, ClosedLoop):
                 self._pull()
+            if self._scaler is not None:
+                self._scaler.arrived()
             self._front.submit(Sequence(index, request, self.clock.now))
 
         self.clock.call_at(request.arrival_s, arrive, ARRIVAL)
 
     def _finished(self, sequence: Sequence, end_s: float) -> None:
         self.log.add(sequence, end_s)
+        if self._scaler is not None:
+            self._scaler.finished(sequence, end_s)
         if self.options.on_progress is not None:
             self.options.on_progress(self.log.count, end_s)
         if isinstance(self._source, ClosedLoop):

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from hwprofiles.errors import MoesaicError
 from planner.candidates import Layout
 from planner.engines import load_engine
 from planner.formats.lengths import read_vidur_lengths
@@ -25,6 +26,7 @@ from planner.simulation.arrivals import (
     ramp_arrivals,
     sampled_lengths,
 )
+from planner.simulation.changes_asked import ScalePlanner, StepsOf
 from planner.simulation.planned_steps import GridAxes, PlannedSteps, Side
 from planner.simulation.question import (
     ClosedLoad,
@@ -59,6 +61,7 @@ class Prepared:
     steps: PlannedSteps
     decode_limits: EngineLimits | None
     decode_steps: PlannedSteps | None
+    scaling: ScalePlanner | None = None
 
 
 def simulate(
@@ -105,8 +108,27 @@ def prepare(question: SimulationQuestion) -> Prepared:
     longest = _longest_tokens(question)
     limits, steps = _priced(question, question.layout, shared, longest)
     if question.decode is None:
-        return Prepared(question, limits, steps, None, None)
+        scaling = None
+        if question.scale_rates is not None:
+            kv_bytes = limits.kv_blocks * limits.block_tokens * steps.kv_token_bytes()
+            scaling = ScalePlanner(question, _steps_of(question, shared, longest), kv_bytes)
+        return Prepared(question, limits, steps, None, None, scaling)
+    if question.events or question.autoscale:
+        raise MoesaicError(
+            "invalid", "scaling pools of a disaggregated service is not simulated; ask without "
+            "decode", "/events",
+        )  # fmt: skip
     return Prepared(question, limits, steps, *_priced(question, question.decode, shared, longest))
+
+
+def _steps_of(question: SimulationQuestion, shared: Question, longest: int) -> StepsOf:
+    """Price the first pool with another number of ranks; its experts spread over all of them."""
+
+    def price(dp: int) -> PlannedSteps:
+        changed = question.layout.model_copy(update={"dp": dp, "moe_ep": None})
+        return _priced(question, changed, shared, longest)[1]
+
+    return price
 
 
 def _priced(
@@ -156,7 +178,11 @@ def run_once(
             tier.bandwidth_bytes_per_s.value,
             tier.latency_s.value,
         )
-    options = Options(seed=seed, max_requests=question.requests, on_progress=on_progress, log=log)
+    options = Options(
+        seed=seed, max_requests=question.requests, on_progress=on_progress, log=log,
+        changes=ready.scaling.events(side) if ready.scaling else (),
+        autoscale=ready.scaling.autoscale(side) if ready.scaling else None,
+    )  # fmt: skip
     return Serving(pool, source_of(question, seed), split, options).run()
 
 

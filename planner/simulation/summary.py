@@ -24,6 +24,12 @@ class Slo:
     tpot_s: float | None = None
     e2e_s: float | None = None
 
+    def holds(self, ttft_s: float, e2e_s: float, osl_tokens: int) -> bool:
+        """Whether one request meets every limit."""
+        tpot_s = (e2e_s - ttft_s) / (osl_tokens - 1) if osl_tokens > 1 else 0.0
+        pairs = ((ttft_s, self.ttft_s), (tpot_s, self.tpot_s), (e2e_s, self.e2e_s))
+        return all(limit is None or value <= limit for value, limit in pairs)
+
     def met(self) -> pl.Expr:
         """True for requests that meet every limit; one output token has no TPOT to miss."""
         limits = {"ttft_s": self.ttft_s, "tpot_s": self.tpot_s, "e2e_s": self.e2e_s}

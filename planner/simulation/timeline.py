@@ -38,10 +38,8 @@ class LoadTimeline:
 
     def look(self, group: Group, now_s: float) -> None:
         """Note the group if its queue or running set changed."""
-        waiting = running = 0
-        for rank in group.ranks:
-            waiting += rank.queued
-            running += rank.running
+        waiting = group.waiting
+        running = sum(rank.running for rank in group.ranks)
         last_s, *last = self._last.get(group.index, (-math.inf, -1, -1))
         if last == [waiting, running]:
             return

@@ -7,8 +7,8 @@ import polars as pl
 import pytest
 
 from hwprofiles.errors import MoesaicError
-from planner.simulation.arrivals import gamma_arrivals, lognormal_lengths
-from planner.simulation.autoscale import POLICIES, Bounds, Window, policy
+from planner.simulation.arrivals import gamma_arrivals, lognormal_lengths, ramp_arrivals
+from planner.simulation.autoscale import POLICIES, Autoscale, Bounds, Window, policy
 from planner.simulation.rank import EngineLimits
 from planner.simulation.scaling import LayoutChange
 from planner.simulation.serving import Options, Pool, Serving
@@ -114,3 +114,44 @@ def test_controllers_look_at_different_things() -> None:
     }  # fmt: skip
     with pytest.raises(MoesaicError, match="no autoscaling policy"):
         policy("luck")
+
+
+def autoscaled(rule: str, skip: bool = True):
+    """A burst of three times the rate from 20 to 50 s; a rank serves about ten a second."""
+
+    def change(before: int, after: int, now: float) -> LayoutChange:
+        return LayoutChange(now, 2.43, after, STEPS, hold=after > before)
+
+    random = np.random.default_rng(3)
+    points = [(0.0, 12.0), (20.0, 12.0), (22.0, 40.0), (50.0, 40.0), (52.0, 12.0)]
+    source = ramp_arrivals(points, lognormal_lengths(500, 250, 0.3), random)
+    settings = Autoscale(
+        rule, Bounds(1, 6, rank_requests_per_s=9.0), 2.0, change,
+        lambda request, end: end - request.arrival_s < 6.0,
+    )  # fmt: skip
+    options = Options(max_requests=2000, autoscale=settings, skip_quiet=skip)
+    pool = Pool(EngineLimits(max_num_seqs=32), STEPS, dp=2)
+    run = Serving(pool, source, None, options).run()
+    return run, run.log.close().sort("request_index")
+
+
+@pytest.mark.parametrize("rule", POLICIES)
+def test_controllers_follow_a_burst_and_come_back(rule: str) -> None:
+    run, table = autoscaled(rule)
+    assert table.height == 2000
+    assert len(run.changes.spans) >= 3
+    assert len(run.groups[0].ranks) < 5
+    random = np.random.default_rng(3)
+    points = [(0.0, 12.0), (20.0, 12.0), (22.0, 40.0), (50.0, 40.0), (52.0, 12.0)]
+    source = ramp_arrivals(points, lognormal_lengths(500, 250, 0.3), random)
+    pool = Pool(EngineLimits(max_num_seqs=32), STEPS, dp=2)
+    fixed = Serving(pool, source, None, Options(max_requests=2000)).run().log.close()
+    assert (table["e2e_s"] < 6.0).mean() > (fixed["e2e_s"] < 6.0).mean()
+    slow, slow_table = autoscaled(rule, skip=False)
+    assert table.equals(slow_table)
+    assert run.changes.spans == slow.changes.spans
+
+
+def test_looking_ahead_beats_looking_back_in_a_burst() -> None:
+    attained = {rule: (autoscaled(rule)[1]["e2e_s"] < 6.0).mean() for rule in POLICIES}
+    assert attained["forecast"] > attained["attainment"]

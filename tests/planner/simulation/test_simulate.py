@@ -191,3 +191,73 @@ def test_limits_default_to_the_engines() -> None:
         EngineLimits(), max_num_seqs=1024, max_num_batched_tokens=8192,
         kv_blocks=ready.limits.kv_blocks,
     )  # fmt: skip
+
+
+RATES = {"boot_s": 52, "warm_up_s": 2.4, "disk_bytes_per_s": "0.67 GB/s"}
+STEADY = {"kind": "poisson", "request_rate": 40, "lengths": {"isl": 400, "osl": 60}}
+
+
+def test_scale_events_change_the_layout_while_serving() -> None:
+    asked = {"load": STEADY, "requests": 600, "scale_rates": RATES, "seeds": 1}
+    found = {}
+    for strategy in ("elastic", "cold_restart", "extravagant"):
+        event = {"at_s": 3, "dp": 3, "strategy": strategy}
+        _, run, table = simulate(question(**asked, events=[event]))
+        assert len(run.groups[0].ranks) == 3
+        assert table.height == 600
+        found[strategy] = (run.changes.spans[0][1] - 3, table["e2e_s"].max())
+    assert 2.4 < found["elastic"][0] < 4
+    assert found["cold_restart"][0] > 52
+    assert found["cold_restart"][1] > 50 > 10 * found["elastic"][1] / 2
+
+
+def test_a_failure_loses_a_rank_and_recomputes() -> None:
+    event = {"kind": "failure", "at_s": 2, "dp": 1, "lost_rank": 1}
+    _, run, table = simulate(
+        question(load=STEADY, requests=300, scale_rates=RATES, seeds=1, events=[event])
+    )
+    assert len(run.groups[0].ranks) == 1
+    assert table["preemptions_count"].sum() > 0
+
+
+def test_a_controller_follows_the_load() -> None:
+    load = {"kind": "ramp", "times_s": [0, 20], "request_rates": [5, 80], "lengths": LENGTHS}
+    controller = {"policy": "forecast", "every_s": 2, "most": 4, "rank_request_rate": 20}
+    _, run, _ = simulate(
+        question(load=load, requests=1500, scale_rates=RATES, seeds=1, autoscale=controller,
+                 slo={"ttft_s": 1})
+    )  # fmt: skip
+    assert len(run.changes.spans) >= 2
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"events": [{"at_s": 1, "dp": 3}]}, "need scale_rates"),
+        ({"scale_rates": RATES, "events": [{"at_s": 1, "dp": 2}]}, "nothing to do"),
+        (
+            {"scale_rates": RATES, "events": [{"at_s": 1, "dp": 3, "strategy": "magic"}]},
+            "no scaling strategy",
+        ),
+        (
+            {"scale_rates": RATES, "events": [{"at_s": 1, "dp": 3, "strategy": "horizontal"}]},
+            "simulate it with replicas",
+        ),
+        (
+            {"scale_rates": RATES, "events": [{"kind": "failure", "at_s": 1, "dp": 3}]},
+            "cannot leave 3",
+        ),
+        (
+            {"scale_rates": RATES, "decode": {"dp": 1}, "events": [{"at_s": 1, "dp": 3}]},
+            "disaggregated",
+        ),
+        (
+            {"scale_rates": RATES,
+             "autoscale": {"policy": "luck", "every_s": 1, "most": 3, "rank_request_rate": 5}},
+            "no autoscaling policy",
+        ),
+    ],
+)  # fmt: skip
+def test_changes_that_cannot_be_simulated_are_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(MoesaicError, match=message):
+        simulate(question(**fields))
