@@ -16,6 +16,7 @@ from hwprofiles.document import Document
 from hwprofiles.errors import MoesaicError, unknown_name
 from hwprofiles.files import MAX_DEPTH, MAX_DIGITS, read_document, read_text
 from hwprofiles.library import canonical
+from planner.compression.exchange_order import as_dcca
 from planner.formats.hf_config import read_config
 from planner.moe_model import MoeModel
 
@@ -81,17 +82,19 @@ def load_named(name: str) -> MoeModel:
     return model.model_copy(update={"sources": sources})
 
 
-def load_model(source: str | Path, *, assume: bool = False) -> MoeModel:
+def load_model(source: str | Path | dict[str, Any], *, assume: bool = False) -> MoeModel:
     """Load a model by name, or from a `config.json` or a folder that holds one.
 
     Args:
         source: a catalogue name or alias, a file, or a folder; `hf_quant_config.json` and a
-            safetensors index beside a config are read too.
+            safetensors index beside a config are read too; or a model inline.
         assume: read an unknown model_type by its field names.
 
     Raises:
         MoesaicError: `unknown_name`, `invalid` or `outside_evidence`.
     """
+    if isinstance(source, dict):
+        return resolve_model(source, assume=assume)
     text = str(source)
     looks_like_path = text.endswith((".json", ".yaml", ".yml")) or text.startswith((".", "/", "~"))
     path = Path(text).expanduser()
@@ -136,9 +139,29 @@ def resolve_model(data: object, *, assume: bool = False) -> MoeModel:
         return load_named(data)
     if isinstance(data, dict) and "kinds" in data:
         return MoeModel.parse(data, what="model")
+    if isinstance(data, dict) and "base" in data:
+        return _changed(data, assume=assume)
     if isinstance(data, dict):
         return read_config(data, name=str(data.get("name", "inline")), assume=assume)
     raise MoesaicError("invalid", "a model is a name, a config or a model document", "/model")
+
+
+def _changed(data: dict[str, Any], *, assume: bool) -> MoeModel:
+    """Read `{base: NAME, dcca_ratio: r, …}`: a model with fields changed, or in DCCA order.
+
+    >>> resolve_model({"base": "bigmac-gpt3-xl-fine-grained", "dcca_ratio": 0.25}).moe.latent
+    512
+    """
+    fields = {name: value for name, value in data.items() if name not in ("base", "dcca_ratio")}
+    model = resolve_model(data["base"], assume=assume)
+    if fields:
+        model = MoeModel.parse({**model.model_dump(mode="json"), **fields}, what="model")
+    ratio = data.get("dcca_ratio")
+    if ratio is None:
+        return model
+    if isinstance(ratio, bool) or not isinstance(ratio, int | float):
+        raise MoesaicError("invalid", f"dcca_ratio {ratio!r} is no number", "/model/dcca_ratio")
+    return as_dcca(model, ratio)
 
 
 def read_json(path: Path) -> Any:  # noqa: ANN401 - plain data of any shape

@@ -39,7 +39,7 @@ class Priced:
 def question_of(scenario: Scenario) -> Question:
     """The shared part of a scenario."""
     choices = scenario.choices
-    formats = formats_of(scenario.model, choices.precision, choices.kv_dtype)
+    formats = formats_of(scenario.model, choices.precision, choices.kv_dtype, choices.exchange)
     engine = load_engine(choices.backend)
     return Question(scenario.model, scenario.cluster, engine, scenario.routing, formats)
 

@@ -47,6 +47,11 @@ class Choices(Document):
     precision: str | None = None
     """Format of weights and arithmetic; none: as the checkpoint states."""
     kv_dtype: str = "bf16"
+    exchange: Literal[
+        "library", "flat_pairwise", "hierarchical", "node_deduplicated", "low_latency",
+        "gather_scatter",
+    ] = "library"  # fmt: skip
+    """How tokens reach their experts; `library`: as the engine's own library does."""
     tp: Degrees = None
     pp: Degrees = None
     moe_tp: Degrees = None
@@ -108,4 +113,7 @@ def inline_files(data: dict[str, Any], folder: Path) -> dict[str, Any]:
     model = data.get("model")
     if isinstance(model, str) and (folder / model).exists():
         result["model"] = read_model(folder / model)
+    if isinstance(model, dict) and isinstance(model.get("base"), str):
+        path = folder / model["base"]
+        result["model"] = {**model, "base": read_model(path)} if path.exists() else model
     return result

@@ -49,7 +49,7 @@ def _reached(table: Shares, moe: MoeFfn, parts: int) -> float:
     if moe.router == "top_k" and np.ptp(shares) == 0:
         missed = comb(moe.experts - moe.experts // parts, moe.top_k) / comb(moe.experts, moe.top_k)
         return parts * (1 - missed)
-    chosen = drawn_choices(table, moe, DRAWN, limited=True)
+    chosen = drawn_choices(table, moe, DRAWN, limited=moe.router == "group_limited")
     place = np.sort(chosen * parts // moe.experts, axis=-1)
     return float((1 + (np.diff(place, axis=-1) > 0).sum(axis=-1)).mean())
 

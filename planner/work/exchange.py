@@ -6,12 +6,17 @@ and widens them last (descend, communicate, communicate, ascend; BigMac, arXiv:2
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import polars as pl
 
+from hwprofiles.errors import unknown_name
+from hwprofiles.kernels import dtype
 from planner.moe_model import MoeFfn
 from planner.work.rows import LayerWork, Value, gemm, per_layer, tokens, write_rows
 
 BF16_BYTES = 2
+Rows = Callable[[pl.DataFrame, LayerWork, MoeFfn, int], list[pl.DataFrame]]
 
 
 def exchange_rows(points: pl.DataFrame, layer: LayerWork) -> list[pl.DataFrame]:
@@ -22,7 +27,7 @@ def exchange_rows(points: pl.DataFrame, layer: LayerWork) -> list[pl.DataFrame]:
     width = moe.latent or layer.hidden
     return [
         *_projections(points, layer, moe),
-        *_all_to_all(points.filter(pl.col("dp") > 1), layer, moe, width),
+        *_exchanged(points.filter(pl.col("dp") > 1), layer, moe, width),
         *_rank_sum(points.filter((pl.col("dp") == 1) & (pl.col("tp") > 1)), layer, width),
     ]
 
@@ -38,29 +43,118 @@ def _projections(points: pl.DataFrame, layer: LayerWork, moe: MoeFfn) -> list[pl
     ]
 
 
-def _all_to_all(
+def _exchanged(
     points: pl.DataFrame, layer: LayerWork, moe: MoeFfn, width: int
 ) -> list[pl.DataFrame]:
     """Tokens of each rank go to the ranks that hold their experts, and come back summed."""
+    if layer.formats.exchange not in EXCHANGES:
+        raise unknown_name("exchange", layer.formats.exchange, EXCHANGES, "/choices/exchange")
     runs, own = per_layer(layer.layers), tokens() / pl.col("tp")
-    sizes: dict[str, Value] = {
-        "devices": pl.col("moe_ep"), "tokens": own, "hidden": width, "top_k": moe.top_k,
-        "experts": moe.experts, "busy_ratio": pl.col("busy_ratio"),
-        "nodes": nodes_of(pl.col("moe_ep") * pl.col("moe_tp")),
-    }  # fmt: skip
     spread = points.filter(pl.col("moe_ep") > 1)
     cut = points.filter(pl.col("moe_tp") > 1)
     gathered = own * pl.col("moe_tp") * width * BF16_BYTES
     group: dict[str, Value] = {"devices": pl.col("moe_tp"), "message_bytes": gathered,
                                "dtype": "bf16", "nodes": nodes_of(pl.col("moe_tp"))}  # fmt: skip
     return [
-        write_rows(spread, "dispatch", "moe_dispatch", runs, **sizes,
-                   dtype=layer.formats.dispatch_dtype),
-        write_rows(spread, "combine", "moe_combine", runs, **sizes,
-                   dtype=layer.formats.combine_dtype),
+        *EXCHANGES[layer.formats.exchange](spread, layer, moe, width),
         write_rows(cut, "dispatch", "all_gather", runs, **group),
         write_rows(cut, "combine", "reduce_scatter", runs, **group),
-    ]  # fmt: skip
+    ]
+
+
+def _library(library: str | None) -> Rows:
+    """Dispatch and combine kernels of a library; none: the engine's own."""
+
+    def rows(points: pl.DataFrame, layer: LayerWork, moe: MoeFfn, width: int) -> list[pl.DataFrame]:
+        sizes: dict[str, Value] = {
+            "devices": pl.col("moe_ep"), "tokens": tokens() / pl.col("tp"), "hidden": width,
+            "top_k": moe.top_k, "experts": moe.experts, "busy_ratio": pl.col("busy_ratio"),
+            "nodes": expert_nodes(),
+        }  # fmt: skip
+        if library is not None:
+            sizes["library"] = library
+        return [
+            write_rows(points, stage, f"moe_{stage}", per_layer(layer.layers), **sizes, dtype=name)
+            for stage, name in _directions(layer)
+        ]
+
+    return rows
+
+
+def _directions(layer: LayerWork) -> tuple[tuple[str, str], tuple[str, str]]:
+    """Stage and format of both ways."""
+    return ("dispatch", layer.formats.dispatch_dtype), ("combine", layer.formats.combine_dtype)
+
+
+def _flat(points: pl.DataFrame, layer: LayerWork, moe: MoeFfn, width: int) -> list[pl.DataFrame]:
+    """One all-to-all over all expert ranks, a copy for each expert of a token."""
+    found = []
+    for stage, name in _directions(layer):
+        group = {"devices": pl.col("moe_ep"), "nodes": expert_nodes()}
+        found += _pairs_sent(points, layer, stage, _pair_bytes(moe, width, name), group)
+    return found
+
+
+def _two_stages(
+    points: pl.DataFrame, layer: LayerWork, moe: MoeFfn, width: int
+) -> list[pl.DataFrame]:
+    """First among the ranks of a node, then among nodes, larger messages (Tutel's 2DH)."""
+    inside = (pl.col("moe_ep") / expert_nodes()).ceil()
+    found = []
+    for stage, name in _directions(layer):
+        size = _pair_bytes(moe, width, name)
+        near = {"devices": inside, "nodes": pl.lit(1.0)}
+        far = {"devices": expert_nodes(), "nodes": expert_nodes()}
+        found += _pairs_sent(points.filter(inside > 1), layer, stage, size, near)
+        found += _pairs_sent(points.filter(expert_nodes() > 1), layer, stage, size, far)
+    return found
+
+
+def _pair_bytes(moe: MoeFfn, width: int, name: str) -> pl.Expr:
+    """Bytes of one rank's token-expert pairs, at the pace of the busiest rank."""
+    number = width * dtype(name).activation_bytes
+    return tokens() / pl.col("tp") * moe.top_k * number * pl.col("busy_ratio")
+
+
+def _pairs_sent(
+    points: pl.DataFrame, layer: LayerWork, stage: str, size: pl.Expr, group: dict[str, pl.Expr]
+) -> list[pl.DataFrame]:
+    return [write_rows(points, stage, "all_to_all", per_layer(layer.layers), **group,
+                       message_bytes=size, dtype="bf16")]  # fmt: skip
+
+
+def _gathered(
+    points: pl.DataFrame, layer: LayerWork, moe: MoeFfn, width: int
+) -> list[pl.DataFrame]:
+    """Every rank takes every token, and results are summed: top_k does not matter."""
+    del moe
+    found = []
+    for kernel, (stage, name) in zip(
+        ("all_gather", "reduce_scatter"), _directions(layer), strict=True
+    ):
+        number = width * dtype(name).activation_bytes
+        size = tokens() / pl.col("tp") * pl.col("moe_ep") * number
+        found.append(
+            write_rows(points, stage, kernel, per_layer(layer.layers), devices=pl.col("moe_ep"),
+                       nodes=expert_nodes(), message_bytes=size, dtype="bf16")
+        )  # fmt: skip
+    return found
+
+
+EXCHANGES: dict[str, Rows] = {
+    "library": _library(None),
+    "flat_pairwise": _flat,
+    "hierarchical": _two_stages,
+    "node_deduplicated": _library("deepep_normal"),
+    "low_latency": _library("deepep_low_latency"),
+    "gather_scatter": _gathered,
+}
+"""Ways to reach the experts by name; their volumes are in `planner/work/volumes.py`."""
+
+
+def expert_nodes() -> pl.Expr:
+    """Nodes over which the expert-parallel ranks spread."""
+    return nodes_of(pl.col("moe_ep") * pl.col("moe_tp"))
 
 
 def nodes_of(ranks: pl.Expr) -> pl.Expr:

@@ -24,6 +24,8 @@ class Formats:
     kv_dtype: str
     dispatch_dtype: str
     combine_dtype: str = "bf16"
+    exchange: str = "library"
+    """How tokens reach experts: a key of `planner.work.exchange.EXCHANGES`."""
 
 
 @dataclass(frozen=True)

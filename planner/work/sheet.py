@@ -22,7 +22,9 @@ STAGES: tuple[Callable[[pl.DataFrame, LayerWork], list[pl.DataFrame]], ...] = (
 """What a layer does, in order; a new stage is one function here."""
 
 
-def formats_of(model: MoeModel, precision: str | None, kv_dtype: str) -> Formats:
+def formats_of(
+    model: MoeModel, precision: str | None, kv_dtype: str, exchange: str = "library"
+) -> Formats:
     """Formats of a question: the checkpoint's own, or one precision for all matrix products.
 
     Dispatch travels in 8 bits where the experts compute in 8 or fewer, else in 16 (DeepEP README).
@@ -35,7 +37,7 @@ def formats_of(model: MoeModel, precision: str | None, kv_dtype: str) -> Formats
         weights = weights.model_validate(kept)
     compute = DTYPES[weights.routed].compute
     dispatch = {"fp8": "fp8_block", "fp4": "fp8_block", "int8": "int8"}.get(compute, "bf16")
-    return Formats(weights, kv_dtype, dispatch)
+    return Formats(weights, kv_dtype, dispatch, exchange=exchange)
 
 
 def build_sheet(points: pl.DataFrame, model: MoeModel, formats: Formats) -> pl.DataFrame:

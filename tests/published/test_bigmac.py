@@ -10,12 +10,13 @@ from hwprofiles.crossing import Links, crossing_s
 from hwprofiles.errors import MoesaicError
 from hwprofiles.library import resolve_cluster
 from planner.candidates import POINT, number
+from planner.compression.exchange_order import as_dcca
 from planner.engines import load_engine
 from planner.model_library import load_model
 from planner.moe_model import MoeFfn
 from planner.pricing import Question, price
 from planner.routing import UniformRouting
-from planner.work.order import FineGrained, as_dcca, cdac, dcca, exchange_elements
+from planner.work.order import FineGrained, cdac, dcca, exchange_elements
 from planner.work.sheet import formats_of
 from planner.work.volumes import exchange_of, flat_pairwise
 
