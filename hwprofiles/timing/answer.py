@@ -14,7 +14,7 @@ from hwprofiles.timing.places import FAMILIES
 from hwprofiles.timing.profile import Found, find
 from hwprofiles.timing.rows import TIMED, TIMES, Array, Rows, Work
 from hwprofiles.timing.rules import COUNTS, RULES
-from hwprofiles.timing.skew import alpha_of
+from hwprofiles.timing.skew import alpha_of, busiest_of
 from hwprofiles.timing.tables import Residual, Table, residual_of
 
 FAR_DOUBLINGS = 6.0
@@ -156,14 +156,23 @@ def prepared(table: Table, part: pl.DataFrame) -> pl.DataFrame:
 
 
 def _skewed(part: pl.DataFrame) -> pl.DataFrame:
-    """State the exponent of each row's load where only the busiest rank's ratio is known."""
+    """State a row's load both ways: by its exponent and by the busiest rank's pairs and experts.
+
+    A stated exponent gives the rest as the measured tables were counted; else the busiest rank's
+    ratio, as the planner knows it, gives the exponent.
+    """
     rows = Rows(part)
     get = rows.get
-    busy = alpha_of(
-        get("busy_ratio", 1), [get("tokens"), get("top_k"), get("experts"), get("moe_ep", 1)]
+    load = [get("tokens"), get("top_k"), get("experts"), get("moe_ep", 1)]
+    stated, busy = get("skew_alpha", np.nan), get("busy_ratio", np.nan)
+    alpha = np.where(np.isnan(stated), alpha_of(np.nan_to_num(busy, nan=1.0), load), stated)
+    ratio, active = busiest_of([np.round(alpha, 3), *load])
+    known = ~np.isnan(busy)
+    return part.with_columns(
+        pl.Series("skew_alpha", alpha),
+        pl.Series("busy_ratio", np.where(known, busy, ratio)),
+        pl.Series("active_experts", np.where(known, get("active_experts", np.nan), active)),
     )
-    stated = get("skew_alpha", np.nan)
-    return part.with_columns(pl.Series("skew_alpha", np.where(np.isnan(stated), busy, stated)))
 
 
 def _refuse_far(kernel: str, residual: Residual) -> None:
