@@ -166,7 +166,7 @@ def _skewed(part: pl.DataFrame) -> pl.DataFrame:
     load = [get("tokens"), get("top_k"), get("experts"), get("moe_ep", 1)]
     stated, busy = get("skew_alpha", np.nan), get("busy_ratio", np.nan)
     alpha = np.where(np.isnan(stated), alpha_of(np.nan_to_num(busy, nan=1.0), load), stated)
-    ratio, active = busiest_of([np.round(alpha, 3), *load])
+    ratio, active = busiest_of([np.asarray(np.round(alpha, 3), dtype=np.float64), *load])
     known = ~np.isnan(busy)
     return part.with_columns(
         pl.Series("skew_alpha", alpha),

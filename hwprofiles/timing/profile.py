@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwprofiles.files import read_document
+from hwprofiles.kernels import COLLECTIVES, EXCHANGES
 from hwprofiles.timing.rows import Array
 from hwprofiles.timing.tables import Bands, Physics, Table
 
@@ -129,8 +130,22 @@ def find(device: str, backend: str | None, kernel: str, keys: tuple[tuple[str, s
             if found is not None:
                 widen = OTHER_DEVICE if i else 0.0
                 because = (f"measured on {name}",) if i else ()
-                return Found(found.table, found.widen + widen, found.because + because)
+                table = _lent(found.table, device) if i else found.table
+                return Found(table, found.widen + widen, found.because + because)
     return None
+
+
+def _lent(table: Table, device: str) -> Table:
+    """A table as another device uses it: its own share of peak where that is known.
+
+    Where arithmetic and memory stand in another proportion, the residual of the lender's shapes
+    says nothing; physics with the known share is nearer.
+    """
+    share = read_document(FOLDER / "relatives.yaml")["devices"][device].get("compute_share")
+    if share is None or table.kernel in COLLECTIVES or table.kernel in EXCHANGES:
+        return table
+    physics = replace(table.physics, compute_share=float(share))
+    return replace(table, physics=physics, residual=np.zeros_like(table.residual))
 
 
 def _in_device(
