@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -78,12 +79,13 @@ def ramp_arrivals(
 ) -> Iterator[Request]:
     """Poisson arrivals whose rate runs straight from point to point; the last rate stays.
 
-    Drawn by thinning (Lewis and Shedler 1979), so the count in any window is Poisson.
+    Each gap uses up an exponentially distributed area under the rate, so the count in any window
+    is Poisson (Cinlar 1975, inversion).
 
     Args:
         points: (time [s], rate [1/s]), times rising, the first at 0.
         lengths: draws lengths.
-        random: draws gaps, thinning and lengths.
+        random: draws gaps and lengths.
     """
     times = [time for time, _ in points]
     rates = [rate for _, rate in points]
@@ -91,12 +93,27 @@ def ramp_arrivals(
         raise MoesaicError("invalid", f"ramp {points}; times rise from 0 and rates are 0 or more")
     if rates[-1] <= 0:
         raise MoesaicError("invalid", "the ramp ends at rate 0; its last rate must be above zero")
-    top = max(rates)
     now_s = 0.0
     while True:
-        now_s += float(random.exponential(1 / top))
-        if random.random() * top <= np.interp(now_s, times, rates):
-            yield Request(now_s, *lengths(random))
+        now_s = _after_area(now_s, float(random.exponential()), points)
+        yield Request(now_s, *lengths(random))
+
+
+def _after_area(now_s: float, area: float, points: list[tuple[float, float]]) -> float:
+    """Time at which the area under the rate since `now_s` reaches `area` requests."""
+    for (start_s, first), (end_s, last) in itertools.pairwise(points):
+        if now_s >= end_s:
+            continue
+        slope = (last - first) / (end_s - start_s)
+        rate = first + slope * (now_s - start_s)
+        left_s = end_s - now_s
+        inside = (rate + last) / 2 * left_s
+        if area < inside:
+            # slope / 2 x^2 + rate x = area, in the form that stays exact for a slope near zero.
+            return now_s + 2 * area / (rate + math.sqrt(rate**2 + 2 * slope * area))
+        area -= inside
+        now_s = end_s
+    return now_s + area / points[-1][1]
 
 
 @dataclass(frozen=True)
@@ -109,14 +126,14 @@ class ClosedLoop:
     stagger_s: float = 0.0
     """Time over which the users start, evenly."""
 
-    def first(self, random: np.random.Generator) -> list[Request]:
+    def first(self, random: np.random.Generator) -> Iterator[Request]:
         """Draw the first request of each user, in order of arrival."""
         if self.users < 1 or not (self.think_s >= 0 and self.stagger_s >= 0):
             raise MoesaicError(
                 "invalid", f"{self.users} users; at least one, and times of 0 or more, are needed"
             )
         gap_s = self.stagger_s / self.users
-        return [Request(user * gap_s, *self.lengths(random)) for user in range(self.users)]
+        return (Request(user * gap_s, *self.lengths(random)) for user in range(self.users))
 
     def next(self, now_s: float, random: np.random.Generator) -> Request:
         """Draw the request that follows an answer at `now_s`."""

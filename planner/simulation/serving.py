@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -122,7 +123,8 @@ class Serving:
             MoesaicError: `infeasible` when a request can never be held, `invalid` from a trace.
         """
         if isinstance(self._source, ClosedLoop):
-            for request in self._source.first(self._random):
+            users = self._source.first(self._random)
+            for request in itertools.islice(users, self.options.max_requests):
                 self._book(request)
         else:
             self._pull()

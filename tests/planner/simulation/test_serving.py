@@ -323,6 +323,14 @@ def test_ramp_follows_its_rates() -> None:
     assert abs(late - 1937.5) < 5 * math.sqrt(1937.5)
 
 
+def test_a_steep_ramp_down_is_drawn_at_once() -> None:
+    random = np.random.default_rng(5)
+    source = ramp_arrivals([(0.0, 1e4), (0.01, 1e-3)], fixed_lengths(1, 1), random)
+    times = [r.arrival_s for r in itertools.islice(source, 200)]
+    assert times == sorted(times)
+    assert times[-1] > 1e4
+
+
 @pytest.mark.parametrize(
     "points", [[], [(1.0, 2.0)], [(0.0, 1.0), (0.0, 2.0)], [(0.0, -1.0)], [(0.0, 1.0), (5.0, 0.0)]]
 )

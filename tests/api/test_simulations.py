@@ -1,0 +1,80 @@
+"""Simulation over REST and in the shell: the same answer, errors as problems."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from click.testing import CliRunner
+from fastapi.testclient import TestClient
+
+from api.app import create_app
+from api.cli import group
+
+QUESTION: dict[str, Any] = {
+    "model": "qwen3-30b-a3b", "cluster": "dgx-h100", "layout": {"dp": 2},
+    "engine": {"max_num_seqs": 16, "max_num_batched_tokens": 1024},
+    "load": {"kind": "poisson", "request_rate": 20, "lengths": {"isl": 400, "osl": 40}},
+    "requests": 40, "seeds": 2,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def client() -> TestClient:
+    return TestClient(create_app())
+
+
+def test_rest_and_shell_say_the_same(client: TestClient, tmp_path: Path) -> None:
+    answer = client.post("/v1/simulations", json=QUESTION)
+    assert answer.status_code == 200
+    file = tmp_path / "q.json"
+    file.write_text(json.dumps(QUESTION))
+    paths = {name: tmp_path / f"{name}" for name in ("r.csv", "t.csv", "p.json")}
+    run = CliRunner().invoke(
+        group,
+        ["simulate", str(file), "-o", "json", "--quiet", "--requests", str(paths["r.csv"]),
+         "--timeline", str(paths["t.csv"]), "--trace", str(paths["p.json"])],
+    )  # fmt: skip
+    assert run.exit_code == 0, run.output
+    assert json.loads(run.stdout) == answer.json()
+    assert pl.read_csv(paths["r.csv"]).height == 40
+    assert pl.read_csv(paths["t.csv"]).height > 10
+    assert json.loads(paths["p.json"].read_text())["traceEvents"]
+
+
+def test_the_table_shows_milliseconds(tmp_path: Path) -> None:
+    file = tmp_path / "q.json"
+    file.write_text(json.dumps(QUESTION))
+    run = CliRunner().invoke(group, ["simulate", str(file), "--set", "seeds=1"])
+    assert run.exit_code == 0
+    assert "ttft p99 ms" in run.stdout
+    assert "Assumed: engine: 16 sequences" in run.stdout
+
+
+@pytest.mark.parametrize(
+    ("fields", "place"),
+    [
+        ({"load": {"kind": "trace", "file": "/etc/passwd"}}, "/load/file"),
+        (
+            {"load": QUESTION["load"] | {"lengths": {"isl": 1, "osl": 1, "file": "/etc/passwd"}}},
+            "/load/lengths/file",
+        ),
+        ({"requests": 1_000_000}, "/requests"),
+        ({"load": {"kind": "flood"}}, "/load"),
+        ({"speed": 1}, "/speed"),
+        ({"layout": 5}, "/layout"),
+    ],
+)
+def test_what_rest_refuses(client: TestClient, fields: dict[str, Any], place: str) -> None:
+    answer = client.post("/v1/simulations", json=QUESTION | fields)
+    assert answer.status_code == 422
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.json()["errors"][0]["pointer"] == place
+
+
+def test_memory_that_does_not_fit_is_a_conflict(client: TestClient) -> None:
+    body = QUESTION | {"engine": {"memory_share": 0.1}}
+    assert client.post("/v1/simulations", json=body).status_code == 409
