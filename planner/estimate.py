@@ -45,7 +45,7 @@ def estimate_one(data: object, model_of: Resolve = resolve_model) -> Estimated:
         MoesaicError: what `estimate_many` would put into the line's `error`.
     """
     point = parse_as(Point, data, what="point")
-    return _Group.of([point], model_of).answers()[0]
+    return Group.of([point], model_of).answers()[0]
 
 
 def estimate_many(lines: Sequence[object], model_of: Resolve = resolve_model) -> list[Estimated]:
@@ -74,7 +74,7 @@ def estimate_many(lines: Sequence[object], model_of: Resolve = resolve_model) ->
 def _safely(points: list[Point], model_of: Resolve) -> list[Estimated]:
     """Answer a group at once; where that fails, line by line, so that only bad lines fail."""
     try:
-        return _Group.of(points, model_of).answers()
+        return Group.of(points, model_of).answers()
     except MoesaicError as error:
         if len(points) == 1:
             return [_failed(points[0].model_dump(mode="json"), error)]
@@ -97,14 +97,14 @@ def _shared_key(point: Point) -> str:
 
 
 @dataclass(frozen=True)
-class _Group:
+class Group:
     """Lines that share model, machine, engine and formats."""
 
     points: list[Point]
     question: Question
 
     @classmethod
-    def of(cls, points: list[Point], model_of: Resolve) -> _Group:
+    def of(cls, points: list[Point], model_of: Resolve) -> Group:
         first = points[0]
         model = model_of(first.model)
         most = max(_devices(point) for point in points)
@@ -126,11 +126,12 @@ class _Group:
         asked = [i for i, p in enumerate(self.points) if p.request_rate is not None]
         if asked:
             held |= self._concurrency_of_rate(asked)
-        priced = price(self._passes(held), self.question)
+        priced = price(self.passes(held), self.question)
         table = self._table(priced)
         return [self._answer(i, table, priced) for i in range(len(self.points))]
 
-    def _passes(self, held: dict[int, float]) -> pl.DataFrame:
+    def passes(self, held: dict[int, float]) -> pl.DataFrame:
+        """The prefill and decode pass of each line with its sequences in flight."""
         width = self.question.cluster.devices_per_node
         rows = [row for i, point in enumerate(self.points) if i in held
                 for row in _point_rows(i, point, held[i], width)]  # fmt: skip
@@ -140,7 +141,7 @@ class _Group:
 
     def _table(self, priced: Priced) -> dict[tuple[int, str], Row]:
         """Serving rows by line and role."""
-        table = serving_table(priced.passes, (self.points[0].mode,), (*KEY, "line"))
+        table = serving_table(priced.passes, (self.points[0].mode,), (*KEY, "line"), priced.layer)
         if self.points[0].mode == "disagg":
             lines = priced.passes.select("point", "line")
             keyed = table.drop("line", strict=False).with_columns(
@@ -159,7 +160,7 @@ class _Group:
         high = dict.fromkeys(asked, 65_536.0)
         for step in range(ROUNDS):
             tried = high if step == 0 else {i: (low[i] + high[i]) / 2 for i in asked}
-            table = self._table(price(self._passes(tried), self.question))
+            table = self._table(price(self.passes(tried), self.question))
             for i in asked:
                 reached = table[i, "agg"]["request_rate_typical"]
                 if step == 0 and reached < (self.points[i].request_rate or 0):

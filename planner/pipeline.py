@@ -24,7 +24,7 @@ def make_plan(scenario: Scenario) -> Plan:
     """
     layouts = layout_frame(enumerate_layouts(scenario))
     priced = price(phase_points(layouts, scenario), question_of(scenario))
-    serving = serving_table(priced.passes, scenario.choices.modes)
+    serving = serving_table(priced.passes, scenario.choices.modes, layer=priced.layer)
     table = within_limits(serving.with_row_index("row"), scenario)
     choice = choose(table, scenario)
     if choice is None:

@@ -11,6 +11,7 @@ from planner.engines import Engine, load_engine
 from planner.moe_model import MoeModel
 from planner.routing import Routing, device_load, expert_shares
 from planner.scenario import Scenario
+from planner.timing.engine_layer import Layer, find_layer, fitted_passes
 from planner.timing.step import step_seconds, time_sheet
 from planner.work.memory import add_memory
 from planner.work.rows import Formats
@@ -34,6 +35,8 @@ class Priced:
 
     passes: pl.DataFrame
     timed: pl.DataFrame
+    layer: Layer | None = None
+    """The fitted engine layer that the passes went through."""
 
 
 def question_of(scenario: Scenario) -> Question:
@@ -44,23 +47,32 @@ def question_of(scenario: Scenario) -> Question:
     return Question(scenario.model, scenario.cluster, engine, scenario.routing, formats)
 
 
-def price(points: pl.DataFrame, question: Question) -> Priced:
+def price(points: pl.DataFrame, question: Question, *, fitted: bool = True) -> Priced:
     """Price forward passes.
 
     Args:
         points: columns `POINT`.
         question: what they share.
+        fitted: let the fitted engine layer weigh the parts of each pass.
 
     Returns:
         `passes`: the points with `busy_ratio`, `active_experts`, `low_s`, `typical_s`, `high_s`,
-        the columns of `MEMORY` and `total_bytes`; `timed`: the timed work sheet.
+        `raw_s` (kernels and host before the fitted engine layer), the columns of `STEP`, `MEMORY`
+        and `total_bytes`; `timed`: the timed work sheet.
     """
     loaded = add_load(points, question)
     sheet = build_sheet(loaded, question.model, question.formats)
     timed = time_sheet(sheet, question.cluster, question.engine)
     seconds = step_seconds(timed, loaded, question.engine, question.model.layer_count)
     sized = add_memory(loaded, question.model, question.formats, question.engine.buffer_bytes)
-    return Priced(sized.join(seconds, on="point", maintain_order="left"), timed)
+    passes = sized.join(seconds, on="point", maintain_order="left")
+    layer = layer_of(question) if fitted else None
+    return Priced(fitted_passes(passes, layer), timed, layer)
+
+
+def layer_of(question: Question) -> Layer | None:
+    """The fitted engine layer of a question, or none where nothing was measured."""
+    return find_layer(question.engine, question.cluster.device, question.formats.weights.routed)
 
 
 def add_load(points: pl.DataFrame, question: Question) -> pl.DataFrame:

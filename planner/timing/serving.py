@@ -6,9 +6,19 @@ typical and high seconds of the passes, so an interval is never made up afterwar
 
 from __future__ import annotations
 
+import numpy as np
 import polars as pl
 
 from planner.candidates import LAYOUT
+from planner.timing.engine_layer import (
+    Array,
+    Layer,
+    Load,
+    Spread,
+    held_up_share,
+    tpot_parts,
+    ttft_parts,
+)
 
 SIDES = ("low", "typical", "high")
 KEY = tuple(LAYOUT)
@@ -28,14 +38,16 @@ SERVING: dict[str, type[pl.DataType]] = LAYOUT | {
 
 
 def serving_table(
-    passes: pl.DataFrame, modes: tuple[str, ...], pair_by: tuple[str, ...] = KEY
-) -> pl.DataFrame:
+    passes: pl.DataFrame, modes: tuple[str, ...], pair_by: tuple[str, ...] = KEY,
+    layer: Layer | None = None,
+) -> pl.DataFrame:  # fmt: skip
     """Combine priced passes into candidates for every role that the modes allow.
 
     Args:
         passes: columns `POINT`, `MEMORY`, `total_bytes` and `low_s`, `typical_s`, `high_s`.
         modes: `agg`, `disagg` or both.
         pair_by: columns in which an aggregated worker's prefill and decode pass agree.
+        layer: the fitted engine layer that weighs parts of TPOT and TTFT; none: physics alone.
 
     Returns:
         Columns `SERVING`, and those of `pair_by`.
@@ -43,7 +55,8 @@ def serving_table(
     prefill, decode = (passes.filter(phase=phase) for phase in ("prefill", "decode"))
     roles = []
     if "agg" in modes:
-        roles.append(_aggregated(_paired(prefill, decode, pair_by)))
+        both = paired(prefill, decode, pair_by)
+        roles.append(_aggregated(both) if layer is None else _fitted(both, layer))
     if "disagg" in modes:
         roles += [_prefill_pool(prefill), _decode_pool(decode)]
     columns = [*SERVING, *(c for c in pair_by if c not in SERVING)]
@@ -97,15 +110,64 @@ def _decode_pool(decode: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _paired(prefill: pl.DataFrame, decode: pl.DataFrame, pair_by: tuple[str, ...]) -> pl.DataFrame:
-    """Decode passes beside every prefill pass of the same worker that is no larger."""
+def paired(prefill: pl.DataFrame, decode: pl.DataFrame, by: tuple[str, ...]) -> pl.DataFrame:
+    """Decode passes beside every prefill pass of the same worker that is no larger.
+
+    Adds `held_up`, the share of a prompt's pass that falls on one decode step, and the prefill pass's
+    `prefill_point`, `prefill_batch`, `isl`, `prefill_tp`, `prefill_launch_count` and seconds.
+    """
     first = prefill.select(
-        *pair_by, pl.col("point").alias("prefill_point"), pl.col("batch").alias("prefill_batch"),
+        *by, pl.col("point").alias("prefill_point"), pl.col("batch").alias("prefill_batch"),
+        (pl.col("new_tokens") + pl.col("past_tokens")).alias("isl"),
+        pl.col("launch_count").alias("prefill_launch_count"),
         pl.col("activation_bytes").alias("prefill_activation_bytes"),
-        *(_seconds(side).alias(f"{side}_s_prefill") for side in SIDES),
+        *(pl.col(f"{name}_s").alias(f"{name}_s_prefill") for name in (*SIDES, "raw")),
     )  # fmt: skip
-    both = decode.join(first, on=list(pair_by), maintain_order="left")
-    return both.filter(pl.col("prefill_batch") <= pl.col("batch").ceil())
+    both = decode.join(first, on=list(by), maintain_order="left")
+    both = both.filter(pl.col("prefill_batch") <= pl.col("batch").ceil())
+    held = held_up_share(*(both[name].to_numpy() for name in ("batch", "osl", "dp")))
+    return both.with_columns(pl.Series("held_up", held) / pl.col("prefill_batch"))
+
+
+def _fitted(both: pl.DataFrame, layer: Layer) -> pl.DataFrame:
+    """A worker that does both, parts of TPOT and TTFT weighed by the fitted engine layer."""
+    tpot = tpot_parts(both).total(layer.fit.tpot.terms, layer.labels)
+    ttft = ttft_parts(_load(both)).total(layer.fit.ttft.terms, layer.labels)
+    grown = pl.max_horizontal(
+        pl.col("prefill_activation_bytes") - pl.col("activation_bytes"), pl.lit(0.0)
+    )
+    timed = both.with_columns(
+        pl.lit("agg").alias("role"),
+        pl.col("point").alias("decode_point"),
+        _inflight().alias("inflight"),
+        (pl.col("total_bytes") + grown).alias("total_bytes"),
+        *_sides("tpot_s", tpot, layer.tpot),
+        *_sides("ttft_s", ttft, layer.ttft),
+    )
+    return _with_rates(timed)
+
+
+def _sides(name: str, typical: Array, spread: Spread) -> list[pl.Series]:
+    factors = (float(np.exp(spread.low)), 1.0, float(np.exp(spread.high)))
+    return [
+        pl.Series(f"{name}_{side}", typical * factor)
+        for side, factor in zip(SIDES, factors, strict=True)
+    ]
+
+
+def _load(both: pl.DataFrame) -> Load:
+    get = {
+        name: both[name].to_numpy()
+        for name in ("batch", "dp", "pp", "tp", "isl", "osl", "typical_s_prefill",
+                     "prefill_batch", "typical_s", "step_tokens", "prefill_launch_count")
+    }  # fmt: skip
+    per_rank = get["batch"] * get["pp"]
+    return Load(
+        callers=per_rank * get["dp"], per_rank=per_rank, isl=get["isl"], osl=get["osl"],
+        prompt_s=get["typical_s_prefill"] / get["prefill_batch"],
+        step_s=get["typical_s"] / get["step_tokens"], launches=get["prefill_launch_count"],
+        tp=get["tp"], ranks=get["dp"], pooled=np.zeros_like(per_rank),
+    )  # fmt: skip
 
 
 def _aggregated(both: pl.DataFrame) -> pl.DataFrame:
@@ -134,6 +196,11 @@ def _aggregated(both: pl.DataFrame) -> pl.DataFrame:
         (pl.col("total_bytes") + grown).alias("total_bytes"),
         *columns,
     )
+    return _with_rates(timed)
+
+
+def _with_rates(timed: pl.DataFrame) -> pl.DataFrame:
+    """Requests per second of a closed loop: callers over the time of one request (Little's law)."""
     return timed.with_columns(
         (
             pl.col("inflight")

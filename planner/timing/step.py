@@ -6,6 +6,7 @@ import numpy as np
 import polars as pl
 
 from hwprofiles.cluster import Cluster
+from hwprofiles.kernels import DTYPES
 from hwprofiles.timing import TIMES, time_kernels
 from planner.engines import Engine, Phase
 from planner.quantities import Source, StageShare
@@ -16,8 +17,19 @@ STEP: dict[str, type[pl.DataType]] = {
     "typical_s": pl.Float64,
     "high_s": pl.Float64,
     "host_s": pl.Float64,  # the engine's own part, in each of the three
+    "launch_count": pl.Float64,  # kernels of the pass, conversions to 8 or 4 bits included
+    "experts_s": pl.Float64,  # parts of typical_s, as the fitted engine layer weighs them
+    "attention_s": pl.Float64,
+    "exchange_s": pl.Float64,
+    "dense_s": pl.Float64,
+    "other_s": pl.Float64,
 }
 """Seconds of one forward pass through all layers, host work included."""
+PART_OF = {
+    "experts": "experts", "attention": "attention", "dispatch": "exchange", "combine": "exchange",
+    "all_reduce": "exchange", "dense": "dense", "shared": "dense", "projection": "dense",
+}  # fmt: skip
+"""Stage: part of a pass; stages not named here are `other`."""
 HOST = "host"
 """The stage under which the engine's own time is shown."""
 
@@ -41,22 +53,34 @@ def time_sheet(sheet: pl.DataFrame, cluster: Cluster, engine: Engine) -> pl.Data
 def step_seconds(
     timed: pl.DataFrame, points: pl.DataFrame, engine: Engine, layers: int
 ) -> pl.DataFrame:
-    """Sum rows to passes, columns `STEP` and `host_s`, one row a point in the points' order."""
+    """Sum rows to passes, columns `STEP`, one row a point in the points' order."""
     # Summed row after row: a threaded group_by adds in another order each time, and the last bit of
     # an answer would change from run to run.
     at = timed["point"].to_numpy()
     size = int(points["point"].max() or 0) + 1  # type: ignore[arg-type]
     runs = timed["repeat_count"].to_numpy()
+    part = timed["stage"].replace_strict(PART_OF, default="other")
+    weights = {name: timed[name].to_numpy() * runs for name in TIMES}
+    weights["launch_count"] = runs * (1 + timed.select(_converts()).to_series().to_numpy())
+    for name in ("experts", "attention", "exchange", "dense", "other"):
+        weights[f"{name}_s"] = weights["typical_s"] * (part == name).to_numpy()
     sums = [
-        pl.Series(name, np.bincount(at, timed[name].to_numpy() * runs, size)[points["point"]])
-        for name in TIMES
+        pl.Series(name, np.bincount(at, weight, size)[points["point"]])
+        for name, weight in weights.items()
     ]
     joined = points.with_columns(sums)
     phase = pl.when(pl.col("phase") == "decode")
     host = phase.then(_host(engine, "decode", layers)).otherwise(_host(engine, "prefill", layers))
     return joined.with_columns(host.alias("host_s")).select(
-        "point", *(pl.col(name) + pl.col("host_s") for name in TIMES), "host_s"
+        "point", *(pl.col(name) + pl.col("host_s") for name in TIMES), *list(STEP)[4:]
     )
+
+
+def _converts() -> pl.Expr:
+    """One where a matrix product reads 8- or 4-bit activations: a kernel makes them first."""
+    narrow = [name for name, kind in DTYPES.items() if kind.compute in ("fp8", "fp4", "int8")]
+    product = pl.col("kernel").is_in(["gemm", "grouped_gemm"]) & pl.col("dtype").is_in(narrow)
+    return product.cast(pl.Float64)
 
 
 def _host(engine: Engine, phase: Phase, layers: int) -> pl.Expr:

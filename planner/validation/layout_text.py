@@ -11,9 +11,7 @@ from dataclasses import asdict, dataclass
 from hwprofiles.errors import MoesaicError
 
 DEGREE = re.compile(r"\b(moeTP|DPA|TP|PP|EP|DP|DEP|DCP|MTP)(\d+)", re.IGNORECASE)
-POOLS = re.compile(
-    r"prefill: (\d+)x\((.*?)\) on (\d+) GPU; decode: (\d+)x\((.*?)\) on (\d+) GPU"
-)
+POOLS = re.compile(r"prefill: (\d+)x\((.*?)\) on (\d+) GPU; decode: (\d+)x\((.*?)\) on (\d+) GPU")
 SHORT_POOLS = re.compile(r"P (\d*)x\((.*?)\) D (\d*)x\((.*?)(?: bs(\d*))?\)")
 
 
