@@ -23,7 +23,7 @@ from planner.quantities import Estimate, Source
 from planner.timing.serving import KEY, SIDES, serving_table
 from planner.timing.step import stage_shares, weakest_source
 from planner.work.memory import MEMORY
-from planner.work.sheet import formats_of
+from planner.work.precision import formats_on
 
 Row = dict[str, Any]
 WEIGHTS = MEMORY[:6]
@@ -105,6 +105,7 @@ class Group:
 
     @classmethod
     def of(cls, points: list[Point], model_of: Resolve) -> Group:
+        """Resolve what the lines share, and check the layout of each."""
         first = points[0]
         model = model_of(first.model)
         most = max(_devices(point) for point in points)
@@ -114,7 +115,7 @@ class Group:
             cluster = cluster_for(str(first.device), most)
         question = Question(
             model, cluster, load_engine(first.backend, first.backend_version), first.routing,
-            formats_of(model, first.precision, first.kv_dtype),
+            formats_on(model, first.precision, first.kv_dtype, cluster.device),
         )  # fmt: skip
         for point in points:
             _check(point, question)

@@ -120,7 +120,8 @@ def exponents(
     for term in terms:
         if term.on == part and term.where in labels:
             total = total + term.value * features[term.by]
-    return np.clip(total, -EXPONENT_LIMIT, EXPONENT_LIMIT)
+    limited: Array = np.clip(total, -EXPONENT_LIMIT, EXPONENT_LIMIT)
+    return limited
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,8 @@ class Parts:
 
     def total(self, terms: Sequence[Term], labels: frozenset[str]) -> Array:
         """The quantity."""
-        return np.sum(list(self.scaled(terms, labels).values()), axis=0)
+        total: Array = np.sum(list(self.scaled(terms, labels).values()), axis=0)
+        return total
 
 
 STEP_PARTS = ("experts", "attention", "exchange", "dense", "other", "host", "launch")
@@ -171,8 +173,8 @@ def step_parts(passes: pl.DataFrame) -> Parts:
 def held_up_share(sequences: Array, osl: Array, ranks: Array) -> Array:
     """Share of decode steps that a prompt's pass holds up, prompts of several ranks at once.
 
-    A rank takes `sequences / osl` prompts a step. Ranks exchange tokens in every layer, so one rank's
-    prompt holds up all of them: 1 - (1 - λ)^ranks.
+    A rank takes `sequences / osl` prompts a step. Ranks exchange tokens in every layer, so the
+    prompt of one holds up all of them: 1 - (1 - λ)^ranks.
     """
     rate = sequences / osl
     together = 1 - (1 - np.minimum(rate, 1.0)) ** ranks
@@ -180,7 +182,7 @@ def held_up_share(sequences: Array, osl: Array, ranks: Array) -> Array:
 
 
 def tpot_parts(pairs: pl.DataFrame) -> Parts:
-    """Parts of the time between two tokens: a decode step over its tokens, and prompts' share of it.
+    """Parts of the time between two tokens: a decode step over its tokens, prompts' share of it.
 
     Args:
         pairs: decode passes beside their prefill pass: columns `POINT`, `STEP` and
@@ -212,8 +214,8 @@ class Load:
 def ttft_parts(load: Load) -> Parts:
     """Parts of the mean time to first token in a closed loop of callers.
 
-    The way in, launches, the prompt's own pass, the step in progress, the first wave (all callers at
-    once: half of them are ahead), prompts ahead in the steady state and the pass in progress (the
+    The way in, launches, the prompt's own pass, the step in progress, the first wave (all callers
+    at once: half of them are ahead), prompts ahead in steady state and the pass in progress (the
     prefill share of time as load), each caller's handling, and a service's first requests.
     """
     ahead = load.per_rank * load.prompt_s

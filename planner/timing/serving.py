@@ -113,8 +113,8 @@ def _decode_pool(decode: pl.DataFrame) -> pl.DataFrame:
 def paired(prefill: pl.DataFrame, decode: pl.DataFrame, by: tuple[str, ...]) -> pl.DataFrame:
     """Decode passes beside every prefill pass of the same worker that is no larger.
 
-    Adds `held_up`, the share of a prompt's pass that falls on one decode step, and the prefill pass's
-    `prefill_point`, `prefill_batch`, `isl`, `prefill_tp`, `prefill_launch_count` and seconds.
+    Adds `held_up`, the share of a prompt's pass that falls on one decode step, and of the prefill
+    pass `prefill_point`, `prefill_batch`, `isl`, `prefill_tp`, `prefill_launch_count` and seconds.
     """
     first = prefill.select(
         *by, pl.col("point").alias("prefill_point"), pl.col("batch").alias("prefill_batch"),

@@ -151,7 +151,11 @@ def _devices(layout: Reading) -> int:
     if layout.agg is not None:
         return layout.agg.devices
     pools = [pool for pool in (layout.prefill, layout.decode) if pool]
-    return sum(pool["tp"] * pool["dp"] * pool["pp"] * pool["workers"] for pool in pools)
+    return sum(_pool_devices(pool) for pool in pools)
+
+
+def _pool_devices(pool: dict[str, int]) -> int:
+    return pool["tp"] * pool["dp"] * pool["pp"] * pool["workers"]
 
 
 def _lengths(row: dict[str, str]) -> Point:
@@ -194,7 +198,7 @@ def _of_decode(value: float, devices: int, point: Point) -> float:
     pool = point.get("decode")
     if not pool:
         return value
-    return value * pool["tp"] * pool["dp"] * pool["pp"] * pool["workers"] / devices
+    return value * _pool_devices(pool) / devices
 
 
 TARGETS: dict[str, tuple[str, Convert]] = {

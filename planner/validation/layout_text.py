@@ -81,7 +81,8 @@ def _aggregated(text: str, devices: int | None) -> Reading:
     found = _degrees(text)
     if found.get("dcp", 1) > 1:
         raise MoesaicError("invalid", "decode context parallelism is not modelled")
-    layout, notes = _layout(text, found), ()
+    notes: tuple[str, ...] = ()
+    layout = _layout(text, found)
     if devices and layout.devices != devices:
         layout, notes = _reconciled(layout, devices)
     return Reading(agg=layout, mtp_tokens=found.get("mtp", 0), notes=notes)
@@ -102,8 +103,8 @@ def _layout(text: str, found: dict[str, int]) -> Layout:
 def _multiplied(tp: int, dp: int, found: dict[str, int]) -> Layout:
     """Undo a recorder that multiplied tp (or dp) by ep: 64 = 8 · 8 on one 8-device machine.
 
-    Only where the text states more devices than moe_tp or moe_ep alone, both equal: TP64 moeTP8 EP8,
-    TP16 moeTP4 EP4. The same runs stand beside it as "tp8_ep8" in their ids.
+    Only where the text states more devices than moe_tp or moe_ep alone, both equal: TP64 moeTP8
+    EP8, TP16 moeTP4 EP4. The same runs stand beside it as "tp8_ep8" in their ids.
     """
     ep, pp = found.get("ep", 1), found.get("pp", 1)
     moe_tp = found.get("moetp", max(tp * dp // ep, 1))
@@ -115,9 +116,9 @@ def _multiplied(tp: int, dp: int, found: dict[str, int]) -> Layout:
 
 
 def _reconciled(layout: Layout, devices: int) -> tuple[Layout, tuple[str, ...]]:
-    if layout.dp > 1 and layout.tp == 1 and layout.devices % devices == 0:
-        return layout, ()
-    if layout.tp > 1 and layout.devices > devices:
+    if layout.moe_ep in (4, 8) and devices == layout.moe_ep**2:
+        return layout, ("the table multiplies tp by ep",)
+    if layout.devices > devices:
         return layout, ()
     if devices % layout.devices == 0:
         return layout, (f"{devices // layout.devices} workers side by side",)
@@ -129,7 +130,8 @@ def _pools(text: str, found: re.Match[str]) -> Reading:
     prefill = _pool(int(count), inner, int(gpus))
     count, inner, gpus = found.group(4, 5, 6)
     decode = _pool(int(count), inner, int(gpus))
-    drafts, notes = 0, ()
+    drafts = 0
+    notes: tuple[str, ...] = ()
     if "spec=mtp" in text:
         drafts, notes = 1, ("one draft token taken; the table does not say how many",)
     return Reading(prefill=prefill, decode=decode, mtp_tokens=drafts, notes=notes)
