@@ -16,9 +16,11 @@ def passes(prefill_s, decode_s, batch=8, osl=100, step_tokens=1):
         point(phase="prefill", batch=1),
         point(phase="decode", batch=batch, new_tokens=1, osl=osl, step_tokens=step_tokens),
     ]).with_columns(point=pl.Series([0, 1], dtype=pl.UInt32), osl=float(osl),
-                    total_bytes=1.0, activation_bytes=0.0)  # fmt: skip
+                    total_bytes=1.0, activation_bytes=0.0, launch_count=1.0)  # fmt: skip
     seconds = pl.Series([float(prefill_s), float(decode_s)])
-    return both.with_columns(low_s=seconds * 0.8, typical_s=seconds, high_s=seconds * 1.3)
+    return both.with_columns(
+        low_s=seconds * 0.8, typical_s=seconds, raw_s=seconds, high_s=seconds * 1.3
+    )
 
 
 @given(SECONDS, SECONDS)
