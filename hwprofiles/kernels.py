@@ -44,6 +44,8 @@ KERNEL_ROW: dict[str, type[pl.DataType]] = {
     "kv_dtype": pl.String,
     "devices": pl.Float64,  # collective: ranks in the group
     "nodes": pl.Float64,  # nodes the group spans
+    "ranks_reached": pl.Float64,  # exchange: distinct ranks that hold a token's experts
+    "nodes_reached": pl.Float64,  # exchange: distinct nodes, where routing keeps to few
     "message_bytes": pl.Float64,  # collective: bytes in one rank's buffer
     "bytes": pl.Float64,  # elementwise, copy: bytes read plus written
     "tier": pl.String,  # copy: memory tier the bytes come from

@@ -9,13 +9,17 @@ import polars as pl
 from hwprofiles.cluster import Cluster
 from planner.engines import Engine, load_engine
 from planner.moe_model import MoeModel
-from planner.routing import Routing, device_load, expert_shares
+from planner.routing import Routing, device_load, expert_shares, parts_reached
 from planner.scenario import Scenario
 from planner.timing.engine_layer import Layer, find_layer, fitted_passes
 from planner.timing.step import step_seconds, time_sheet
+from planner.work.exchange import expert_nodes
 from planner.work.memory import add_memory
 from planner.work.rows import Formats
 from planner.work.sheet import build_sheet, formats_of
+
+LOAD = ("busy_ratio", "active_experts", "ranks_reached", "nodes_reached")
+"""What the routing adds to a pass: the busiest rank's load, the places that a token goes to."""
 
 
 @dataclass(frozen=True)
@@ -76,17 +80,28 @@ def layer_of(question: Question) -> Layer | None:
 
 
 def add_load(points: pl.DataFrame, question: Question) -> pl.DataFrame:
-    """Add the busiest expert rank's load, columns `busy_ratio` and `active_experts`."""
+    """Add what the routing says of each pass: columns `LOAD`."""
     moe = question.model.moe
     if moe is None:
-        none = [pl.lit(1.0).alias("busy_ratio"), pl.lit(0.0).alias("active_experts")]
-        return points.with_columns(none)
+        idle = {
+            "busy_ratio": 1.0,
+            "active_experts": 0.0,
+            "ranks_reached": 1.0,
+            "nodes_reached": 1.0,
+        }
+        return points.with_columns(pl.lit(idle[name]).alias(name) for name in LOAD)
     shares = expert_shares(question.routing, moe, len(question.model.moe_layers))
     tokens = points.select(pl.col("batch") * pl.col("new_tokens") * pl.col("dp")).to_series()
     load = device_load(
         shares, moe, points["moe_ep"].to_numpy(), tokens.to_numpy(),
         redundant=points["redundant_experts"].to_numpy(),
     )  # fmt: skip
+    places = points.select(pl.col("moe_ep").alias("ranks"), expert_nodes().alias("nodes"))
+    reached = [
+        parts_reached(shares, moe, places[name].to_numpy(), uneven=True)
+        for name in ("ranks", "nodes")
+    ]
+    found = (load.busy_ratio, load.active_experts, *reached)
     return points.with_columns(
-        pl.Series("busy_ratio", load.busy_ratio), pl.Series("active_experts", load.active_experts)
+        pl.Series(name, values) for name, values in zip(LOAD, found, strict=True)
     )

@@ -91,8 +91,13 @@ def exchange(rows: Rows, cluster: Cluster) -> Work:
     """Dispatch or combine: a token travels once per node it needs, then once per rank inside."""
     group, k = group_of(rows, cluster), rows.get("top_k")
     token = rows.get("tokens") * rows.get("hidden") * rows.activation() * rows.get("busy_ratio", 1)
-    nodes_hit = group.nodes * (1 - (1 - 1 / group.nodes) ** k)
-    ranks_hit = group.ranks * (1 - (1 - 1 / group.ranks) ** k)
+    nodes_hit = _reached(rows.get("nodes_reached", np.nan), group.nodes, k)
+    ranks_hit = _reached(rows.get("ranks_reached", np.nan), group.ranks, k)
     far = token * nodes_hit * (1 - 1 / group.nodes)
     near = token * ranks_hit * (1 - 1 / group.ranks_per_node)
     return _over_links(near, far, group)
+
+
+def _reached(stated: Array, parts: Array, top_k: Array) -> Array:
+    """Distinct parts that a token's experts lie on: as stated, else of top_k equal draws."""
+    return np.where(np.isnan(stated), parts * (1 - (1 - 1 / parts) ** top_k), stated)

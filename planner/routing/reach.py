@@ -16,7 +16,7 @@ DRAWN = 64
 """Tokens of each drawn batch; a layer sees at least 64 of them, 58 layers 3,712."""
 
 
-def parts_reached(shares: Array, moe: MoeFfn, parts: Array) -> Array:
+def parts_reached(shares: Array, moe: MoeFfn, parts: Array, *, uneven: bool = False) -> Array:
     """Expected distinct parts (ranks or nodes) that hold a token's experts, mean over layers.
 
     Experts lie in order, equally many a part. Equal shares with free top-k are exact
@@ -26,6 +26,7 @@ def parts_reached(shares: Array, moe: MoeFfn, parts: Array) -> Array:
         shares: [layers, experts], rows sum to one.
         moe: the expert block; `group_limited` keeps a token to its best groups.
         parts: ranks or nodes over which experts spread, [candidates].
+        uneven: some parts may hold one expert more (copies fill them up).
 
     Returns:
         [candidates], between 1 and min(parts, top_k).
@@ -35,18 +36,19 @@ def parts_reached(shares: Array, moe: MoeFfn, parts: Array) -> Array:
     """
     wanted, where = np.unique(np.asarray(parts, dtype=int), return_inverse=True)
     table = Shares.of(shares)
-    found = np.array([_reached(table, moe, int(count)) for count in wanted], dtype=float)
+    found = np.array([_reached(table, moe, int(count), uneven) for count in wanted], dtype=float)
     return found[where.reshape(-1)]
 
 
 @lru_cache(maxsize=1024)
-def _reached(table: Shares, moe: MoeFfn, parts: int) -> float:
-    if parts < 1 or moe.experts % parts:
+def _reached(table: Shares, moe: MoeFfn, parts: int, uneven: bool) -> float:  # noqa: FBT001
+    divides = moe.experts % max(parts, 1) == 0
+    if parts < 1 or not (divides or uneven):
         raise MoesaicError(
             "invalid", f"{parts} ranks or nodes do not divide {moe.experts} experts", "/moe_ep"
         )
     shares = table.array()
-    if moe.router == "top_k" and np.ptp(shares) == 0:
+    if divides and moe.router == "top_k" and np.ptp(shares) == 0:
         missed = comb(moe.experts - moe.experts // parts, moe.top_k) / comb(moe.experts, moe.top_k)
         return parts * (1 - missed)
     chosen = drawn_choices(table, moe, DRAWN, limited=moe.router == "group_limited")

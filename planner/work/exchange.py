@@ -16,6 +16,8 @@ from planner.moe_model import MoeFfn
 from planner.work.rows import LayerWork, Value, gemm, per_layer, tokens, write_rows
 
 BF16_BYTES = 2
+REACHED = ("ranks_reached", "nodes_reached")
+"""Places that a token goes to, where the routing was asked for them."""
 Rows = Callable[[pl.DataFrame, LayerWork, MoeFfn, int], list[pl.DataFrame]]
 
 
@@ -73,6 +75,7 @@ def _library(library: str | None) -> Rows:
         }  # fmt: skip
         if library is not None:
             sizes["library"] = library
+        sizes |= {name: pl.col(name) for name in REACHED if name in points.columns}
         return [
             write_rows(points, stage, f"moe_{stage}", per_layer(layer.layers), **sizes, dtype=name)
             for stage, name in _directions(layer)

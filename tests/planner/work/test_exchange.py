@@ -4,10 +4,15 @@ import polars as pl
 import pytest
 
 from hwprofiles.errors import MoesaicError
+from hwprofiles.library import resolve_cluster
+from hwprofiles.timing import time_kernels
 from planner.candidates import POINT, number
 from planner.compression.exchange_order import as_dcca
+from planner.engines import load_engine
 from planner.model_library import load_model, resolve_model
 from planner.pipeline import parse_scenario
+from planner.pricing import Question, add_load
+from planner.routing import UniformRouting
 from planner.scenario import Choices, inline_files
 from planner.work.exchange import EXCHANGES
 from planner.work.sheet import build_sheet, formats_of
@@ -15,14 +20,18 @@ from planner.work.sheet import build_sheet, formats_of
 CROSSING = ("moe_dispatch", "moe_combine", "all_to_all", "all_gather", "reduce_scatter")
 
 
-def rows_of(exchange, model=None, busy_ratio=1.0, **changes):
+def points_of(**changes):
     row = {
         "tp": 1, "dp": 16, "pp": 1, "moe_tp": 1, "moe_ep": 16, "devices": 16, "phase": "prefill",
         "batch": 1, "new_tokens": 1000, "past_tokens": 0, "context_tokens": 1000, "osl": 100,
         "step_tokens": 1, "redundant_experts": 0, "node_devices": 8,
     }  # fmt: skip
     schema = {name: kind for name, kind in POINT.items() if name != "point"}
-    points = number(pl.DataFrame([row | changes], schema=schema)).with_columns(
+    return number(pl.DataFrame([row | changes], schema=schema))
+
+
+def rows_of(exchange, model=None, busy_ratio=1.0, **changes):
+    points = points_of(**changes).with_columns(
         pl.lit(busy_ratio).alias("busy_ratio"), pl.lit(1.0).alias("active_experts")
     )
     model = model or load_model("deepseek-v3")
@@ -107,3 +116,18 @@ def test_a_question_may_ask_for_dcca_by_name(tmp_path):
 def test_a_bad_ratio_is_refused(ratio):
     with pytest.raises(MoesaicError, match="ratio"):
         resolve_model({"base": "mixtral-8x7b", "dcca_ratio": ratio})
+
+
+def test_node_limited_routing_crosses_fewer_nodes_than_equal_draws_would():
+    """DeepSeek-V3 keeps a token to four groups of eight; the rows say so to the timing."""
+    model, cluster = load_model("deepseek-v3"), resolve_cluster("hgx-h800-x4")
+    formats = formats_of(model, None, "bf16")
+    question = Question(model, cluster, load_engine("sglang"), UniformRouting(), formats)
+    loaded = add_load(points_of(dp=32, moe_ep=32, devices=32), question)
+    reached = loaded.select("ranks_reached", "nodes_reached").row(0)
+    assert reached[0] < 7.3
+    assert reached[1] < 3.3 < 4 * (1 - 0.75**8)
+    rows = build_sheet(loaded, model, formats).filter(kernel="moe_dispatch")
+    blind = rows.with_columns(pl.lit(None, pl.Float64).alias("nodes_reached"))
+    limited = time_kernels(rows, cluster, "sglang")["typical_s"][0]
+    assert limited < time_kernels(blind, cluster, "sglang")["typical_s"][0]
