@@ -22,6 +22,7 @@ from planner.pricing import Priced, Question, price
 from planner.quantities import Estimate, Source
 from planner.timing.serving import KEY, SIDES, serving_table
 from planner.timing.step import stage_shares, weakest_source
+from planner.training import TrainingPoint, estimate_training, is_training
 from planner.work.memory import MEMORY
 from planner.work.precision import formats_on
 
@@ -44,6 +45,8 @@ def estimate_one(data: object, model_of: Resolve = resolve_model) -> Estimated:
     Raises:
         MoesaicError: what `estimate_many` would put into the line's `error`.
     """
+    if is_training(data):
+        return estimate_training(parse_as(TrainingPoint, data, what="point"), model_of)
     point = parse_as(Point, data, what="point")
     return Group.of([point], model_of).answers()[0]
 
@@ -61,6 +64,9 @@ def estimate_many(lines: Sequence[object], model_of: Resolve = resolve_model) ->
         try:
             if isinstance(line, MoesaicError):
                 raise line
+            if is_training(line):
+                answers[i] = estimate_one(line, model_of)
+                continue
             point = parse_as(Point, line, what="point")
             groups[_shared_key(point)].append((i, point))
         except MoesaicError as error:

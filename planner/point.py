@@ -105,6 +105,9 @@ class Estimated(Document):
     itl_s: Estimate | None = None
     output_tokens_per_s_per_device: Estimate | None = None
     total_tokens_per_s_per_device: Estimate | None = None
+    step_s: Estimate | None = None
+    """Training: one optimizer step."""
+    model_flop_per_s_per_device: Estimate | None = None
     energy_j_per_token: Estimate | None = None
     memory: MemorySummary | None = None
     fits: bool | None = None

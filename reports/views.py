@@ -202,6 +202,8 @@ QUANTITY = {
     "output_tokens_per_s_per_device": ("output tokens/s/device", 1.0),
     "total_tokens_per_s_per_device": ("total tokens/s/device", 1.0),
     "energy_j_per_token": ("energy J/output token", 1.0),
+    "step_s": ("training step (s)", 1.0),
+    "model_flop_per_s_per_device": ("model TFLOP/s/device", 1e-12),
 }
 
 
