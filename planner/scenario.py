@@ -103,13 +103,16 @@ def inline_files(data: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Put the content of files that a question names into it, so that it is complete.
 
     Only the shell does this, with the user's own files; over REST a question holds no paths.
-    `routing: {kind: measured, file: PATH}` becomes its counts; `model: PATH` (a config.json or the
+    `routing: {kind: measured, file: PATH}` becomes its counts (`experts: N` where the file lists
+    only chosen ones); `model: PATH` (a config.json or the
     folder that holds one) becomes the model it describes.
     """
     result = dict(data)
     routing = data.get("routing")
     if isinstance(routing, dict) and "file" in routing:
-        result["routing"] = read_expert_load(folder / str(routing["file"]))
+        experts = routing.get("experts")
+        width = experts if isinstance(experts, int) else None
+        result["routing"] = read_expert_load(folder / str(routing["file"]), width)
     model = data.get("model")
     if isinstance(model, str) and (folder / model).exists():
         result["model"] = read_model(folder / model)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from api.output import Output, output_options, require
+from api.output import Output, output_options
 
 if TYPE_CHECKING:
     from planner.search.placement import Placement
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 @click.option(
     "--current",
     type=click.Path(path_type=Path),
-    help="Today's layout: JSON with physical_to_logical_map, as this command writes it.",
+    help="Today's layout: a map as this command, vllm-ascend or MindIE writes it.",
 )
 @click.option("--max-moves", type=int, help="Slots that may change against --current.")
 @click.option(
@@ -88,14 +88,9 @@ def _counts(path: Path) -> Any:  # noqa: ANN401 - checked by the document
 
 
 def _map(path: Path) -> Any:  # noqa: ANN401 - checked by the document
-    from hwprofiles.files import read_document
+    from planner.formats.expert_map import read_expert_map
 
-    data = read_document(path)
-    require(
-        isinstance(data, dict) and "physical_to_logical_map" in data,
-        f"{path} holds no physical_to_logical_map", "/current",
-    )  # fmt: skip
-    return data["physical_to_logical_map"]
+    return read_expert_map(path, 1).slots
 
 
 def _table(answer: Placement) -> str:
