@@ -230,8 +230,8 @@ def _assumptions(scenario: Scenario, source: Source) -> tuple[str, ...]:
     texts = [*scenario.model.assumptions]
     if source in ("assumed", "modelled"):
         texts.append(
-            f"{scenario.cluster.device.name}: no measured kernels carry this answer; times come "
-            f"from relatives and '{scenario.cluster.device.curves}' shares"
+            f"{scenario.cluster.device.name}: a tenth or more of the time rests on kernels that were not "
+            "measured at these sizes; the breakdown names the source of each stage"
         )
     if scenario.routing.kind == "uniform":
         texts.append("routing: every expert equally likely; give measured counts if you have them")
