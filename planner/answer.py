@@ -139,6 +139,7 @@ def _option(scenario: Scenario, parts: list[tuple[int, Row]], rank: int, source:
         ),
         ttft_s=_estimate(by_role["agg" if mode == "agg" else "prefill"], "ttft_s", source),
         tpot_s=tpot,
+        output_tokens_per_s=_scaled(rate, scenario.workload.osl),
         output_tokens_per_s_per_device=_scaled(rate, scenario.workload.osl / devices),
         output_tokens_per_s_per_user=_inverse(tpot),
     )  # fmt: skip
@@ -230,8 +231,8 @@ def _assumptions(scenario: Scenario, source: Source) -> tuple[str, ...]:
     texts = [*scenario.model.assumptions]
     if source in ("assumed", "modelled"):
         texts.append(
-            f"{scenario.cluster.device.name}: a tenth or more of the time rests on kernels that were not "
-            "measured at these sizes; the breakdown names the source of each stage"
+            f"{scenario.cluster.device.name}: a tenth or more of the time rests on kernels "
+            "not measured at these sizes; the breakdown names the source of each stage"
         )
     if scenario.routing.kind == "uniform":
         texts.append("routing: every expert equally likely; give measured counts if you have them")

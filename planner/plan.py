@@ -70,6 +70,8 @@ class Option(Document):
     devices: int
     ttft_s: Estimate
     tpot_s: Estimate
+    output_tokens_per_s: Estimate
+    """Of all workers: what the ranking goes by, since unused devices serve nobody."""
     output_tokens_per_s_per_device: Estimate
     output_tokens_per_s_per_user: Estimate
 

@@ -102,16 +102,17 @@ class OptionRow:
     devices: str
     ttft: str
     tpot: str
+    total: str
     per_device: str
     per_user: str
 
     def cells(self) -> list[str]:
         """The row as cells."""
-        return [self.rank, self.mode, self.pools, self.devices, self.ttft, self.tpot,
+        return [self.rank, self.mode, self.pools, self.devices, self.ttft, self.tpot, self.total,
                 self.per_device, self.per_user]  # fmt: skip
 
 
-OPTION_HEADERS = ["rank", "mode", "workers", "devices", "TTFT ms", "TPOT ms",
+OPTION_HEADERS = ["rank", "mode", "workers", "devices", "TTFT ms", "TPOT ms", "tokens/s",
                   "tokens/s/device", "tokens/s/user"]  # fmt: skip
 
 
@@ -128,6 +129,7 @@ def option_row(option: Option) -> OptionRow:
         devices=str(option.devices),
         ttft=number(option.ttft_s.typical * 1e3),
         tpot=number(option.tpot_s.typical * 1e3),
+        total=number(option.output_tokens_per_s.typical),
         per_device=number(option.output_tokens_per_s_per_device.typical),
         per_user=number(option.output_tokens_per_s_per_user.typical),
     )
