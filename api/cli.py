@@ -22,6 +22,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "place": ("api.commands.place", "Experts onto devices, with copies, balanced and proven."),
     "models": ("api.commands.models", "What is known of a model: parameters, memory, structure."),
     "hardware": ("api.commands.hardware", "What is known of devices and clusters, with sources."),
+    "calibrate": ("api.commands.calibrate", "Measure this machine; a profile with its own error."),
     "report": ("api.commands.report", "Plans as self-contained HTML pages, a folder at a time."),
     "serve": ("api.commands.serve", "The REST service on this machine."),
     "doctor": ("api.commands.doctor", "Is this installation whole, and what can it do here."),

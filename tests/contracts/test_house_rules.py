@@ -86,6 +86,7 @@ PLAIN_COLUMNS: dict[str, str] = {
     "PASS": "counts of sequences and tokens",
     "SERVING": "quantity_unit_side: ttft_s_low, tpot_s_high; the rest are counts",
     "SHEET": "KERNEL_ROW and how often it runs",
+    "MEASUREMENT": "KERNEL_ROW and what was measured of it",
     "SCHEMA": "KERNEL_ROW and the exponent of a load",
     "KERNEL_ROW": "sizes of a kernel by the field's own words (m, n, k, isl ...), all counts",
 }

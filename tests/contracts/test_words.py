@@ -58,7 +58,7 @@ def helped(verb: str) -> list[tuple[list[str], click.Command]]:
 def examples(command: click.Command) -> list[str]:
     """The lines of a command's help that call moesaic."""
     text = (command.help or "").replace("\b", "")
-    return [line.strip() for line in text.splitlines() if line.strip().startswith("moesaic ")]
+    return re.findall(r"^\s*(?:Example: )?(moesaic .+?)\s*$", text, re.MULTILINE)
 
 
 def parse(words: list[str]) -> None:

@@ -1,0 +1,156 @@
+"""`moesaic calibrate`: measure this machine, or take measurements of others, and fit a profile."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from api.output import FORMS, Output
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from hwprofiles.calibration.runners.base import Runner
+    from hwprofiles.calibration.session import CalibrationReport
+    from hwprofiles.cluster import Cluster
+
+RUNNERS = ("auto", "numpy", "torch-cuda", "torch-cpu", "torch-npu")
+
+
+@click.command()
+@click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    help="Catalogue name of what is measured; auto: what is found here.",
+)
+@click.option(
+    "--runner",
+    type=click.Choice(RUNNERS),
+    default="auto",
+    show_default=True,
+    help="What runs the kernels; auto: the strongest that works here.",
+)
+@click.option(
+    "--out",
+    "folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    required=True,
+    help="Folder for measurements, profile and report; a killed run goes on there.",
+)
+@click.option(
+    "--family",
+    "families",
+    multiple=True,
+    help="Measure only this kernel family; may be given again.",
+)
+@click.option("--quick", is_flag=True, help="Every third row, for a first look.")
+@click.option(
+    "--row-seconds",
+    type=click.FloatRange(0.1, 600),
+    default=1.5,
+    show_default=True,
+    help="Longest time one row may take.",
+)
+@click.option("--keep-disturbed", is_flag=True, help="Fit rows during which other load ran, too.")
+@click.option(
+    "-o",
+    "form",
+    type=click.Choice(FORMS),
+    default="table",
+    show_default=True,
+    help="How the report is written to standard output.",
+)
+@click.option("--quiet", is_flag=True, help="No notes and no progress bar.")
+def command(folder: Path, form: str, *, quiet: bool, **choices: Any) -> None:  # noqa: ANN401
+    r"""Measure this machine's kernels and fit a profile, with its error on shapes it has not seen.
+
+    Rows during which other processes or the hypervisor took the cores are dropped and tried again.
+    Every finished row is on disk before the next begins.
+
+    \b
+    moesaic calibrate --device auto --out calibration
+    moesaic calibrate --out calibration --family gemm --family copy --quick
+    """
+    from hwprofiles.calibration.harness import Limits
+    from hwprofiles.calibration.session import Plan, run_calibration
+
+    runner, cluster, forms = _choose(choices["device"], choices["runner"], folder)
+    plan = Plan(
+        forms=forms,
+        families=_families(choices["families"], runner),
+        quick=choices["quick"],
+        limits=Limits(row_s=choices["row_seconds"]),
+        keep_disturbed=choices["keep_disturbed"],
+    )
+    output = Output(form, None, quiet)
+    output.note(f"measuring with {runner.name} {runner.version} into {folder}")
+    report = run_calibration(runner, folder, plan, cluster, _progress(quiet=quiet))
+    output.show(report.model_dump(mode="json"), lambda: report_table(report))
+
+
+def _choose(
+    device: str, runner: str, folder: Path
+) -> tuple[Runner, Cluster | None, tuple[str, ...]]:
+    from hwprofiles.calibration.runners import choose
+
+    return choose(device, runner, folder)
+
+
+def _families(names: tuple[str, ...], runner: Runner) -> frozenset[str] | None:
+    from hwprofiles.errors import unknown_name
+
+    for name in names:
+        if name not in runner.families:
+            raise unknown_name(f"kernel family of the {runner.name} runner", name, runner.families)
+    return frozenset(names) or None
+
+
+def _progress(*, quiet: bool) -> Callable[[Mapping[str, Any]], None]:
+    """Show the current row on a terminal; a log file gets nothing."""
+    stream = sys.stderr
+    counter = itertools.count(1)
+
+    def show(record: Mapping[str, Any]) -> None:
+        count = next(counter)
+        if not quiet and stream.isatty():
+            state = "disturbed" if record["disturbed"] else f"{record['median_s']:.3g} s"
+            stream.write(f"\r\x1b[K{count} rows, {record['kernel']}: {state}")
+            stream.flush()
+
+    return show
+
+
+def report_table(report: CalibrationReport) -> str:
+    """The report as plain text: counts, error by family, what was set apart."""
+    from reports.text import text_table
+
+    head = (
+        f"{report.device}, {report.backend} {report.backend_version}: "
+        f"{report.measured_count} rows measured, {report.resumed_count} found from before, "
+        f"{len(report.quarantined)} set apart, {len(report.refused)} not possible"
+    )
+    rows = [
+        [
+            fit.family,
+            fit.dtype or "-",
+            str(fit.rows_count),
+            str(fit.shapes_count),
+            f"{fit.error_median_ratio:.1%}",
+            f"{fit.error_p90_ratio:.1%}",
+            f"{fit.coverage_ratio:.0%}",
+        ]
+        for fit in report.families
+    ]
+    columns = ["family", "format", "rows", "shapes", "median error", "p90", "in the interval"]
+    parts = [head, text_table(columns, rows) if rows else f"nothing fitted: {report.unfitted}"]
+    if report.quarantined:
+        apart = [[item.kernel, item.id, item.reason] for item in report.quarantined[:20]]
+        parts.append(text_table(["set apart", "id", "reason"], apart))
+        if len(report.quarantined) > len(apart):
+            parts.append(f"... and {len(report.quarantined) - len(apart)} more in quarantine.jsonl")
+    return "\n\n".join(parts)

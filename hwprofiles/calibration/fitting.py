@@ -1,0 +1,244 @@
+"""Measurements to efficiency curves, fitted with the pricing rules, judged on held-out shapes."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from hwprofiles.cluster import Cluster
+from hwprofiles.document import Document
+from hwprofiles.efficiency import Band, Curves, EfficiencyCurve
+from hwprofiles.errors import MoesaicError
+from hwprofiles.timing import RULES, Rows
+from hwprofiles.units import Ratio
+
+Array = NDArray[np.float64]
+FOLDS = 5
+LEAST_ROWS = 4
+"""Fewer rows than this say nothing about four constants."""
+SHAPE: dict[str, tuple[str, ...]] = {
+    "gemm": ("n", "k", "dtype"),
+    "grouped_gemm": ("hidden", "inter", "experts", "dtype"),
+    "attention_prefill": ("heads", "kv_heads", "head_dim", "window"),
+    "attention_decode": ("heads", "kv_heads", "head_dim", "window"),
+    "mla_prefill": ("heads",),
+    "mla_decode": ("heads",),
+    "moe_dispatch": ("devices", "nodes", "hidden", "top_k", "experts"),
+    "moe_combine": ("devices", "nodes", "hidden", "top_k", "experts"),
+}
+"""What makes a shape that is held out as a whole; other families hold out single sizes."""
+
+
+@dataclass(frozen=True)
+class Constants:
+    """The fitted constants of one family, before they get their band."""
+
+    compute_ratio: float = 0.6
+    memory_ratio: float = 0.6
+    link_ratio: float = 0.6
+    fixed_s: float = 1e-6
+    half_rows_count: float = 1.0
+
+    def curve(self, slow: float = 1.0, fast: float = 1.0) -> EfficiencyCurve:
+        """The curve whose low and high times lie `slow` and `fast` away from the typical one."""
+
+        def band(share: float) -> Band:
+            return Band(low=share * min(1.0, fast), typical=share, high=share * max(1.0, slow))
+
+        return EfficiencyCurve(
+            compute=band(self.compute_ratio),
+            memory=band(self.memory_ratio),
+            link=band(self.link_ratio),
+            fixed_s=self.fixed_s,
+            half_rows=self.half_rows_count,
+        )
+
+
+LIMITS: dict[str, tuple[float, float]] = {
+    "compute_ratio": (1e-4, 1.0),
+    "memory_ratio": (1e-4, 1.2),
+    "link_ratio": (1e-3, 1.2),
+    "fixed_s": (1e-8, 1.0),
+    "half_rows_count": (1e-3, 1e4),
+}
+STEPS = (8.0, 3.0, 1.6, 1.2, 1.07, 1.02, 1.006)
+
+
+class FamilyFit(Document):
+    """How well one family's curve prices shapes it was not fitted on."""
+
+    family: str
+    dtype: str
+    rows_count: int
+    shapes_count: int
+    error_median_ratio: Ratio
+    """Median of |predicted / measured - 1| over rows of held-out shapes."""
+    error_p90_ratio: Ratio
+    coverage_ratio: Ratio
+    """Share of held-out rows inside low to high; 0.8 is meant."""
+    bounds: dict[str, int]
+    """Rows by what bounds them; a constant that bounds no row keeps its starting value."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Curves of one format, and how well each family does."""
+
+    curves: Curves
+    families: tuple[FamilyFit, ...]
+
+
+def price(kernel: str, rows: pl.DataFrame, cluster: Cluster, curve: EfficiencyCurve) -> Array:
+    """Low, typical and high seconds by the pricing rule, shape [3, rows]."""
+    return np.array(RULES[kernel](Rows(rows), cluster, curve)[0])
+
+
+def fit_curves(table: pl.DataFrame, cluster: Cluster, dtype: str | None = None) -> Fitted:
+    """Fit one curve a family from trusted measurements.
+
+    Args:
+        table: columns of `MEASUREMENT`, quarantine already left out.
+        cluster: the machine the rows were measured on.
+        dtype: take rows of this format only; copies and elementwise rows have none and stay.
+
+    Raises:
+        MoesaicError: `outside_evidence` when no family has enough rows.
+    """
+    families: dict[str, EfficiencyCurve] = {}
+    fits = []
+    rows = table if dtype is None else table.filter(
+        pl.col("dtype").is_null() | (pl.col("dtype") == dtype)
+    )  # fmt: skip
+    for (kernel,), part in rows.group_by("kernel", maintain_order=True):
+        if part.height >= LEAST_ROWS and str(kernel) in RULES:
+            curve, fit = fit_family(str(kernel), part, cluster)
+            families[str(kernel)] = curve
+            fits.append(fit)
+    if not families:
+        raise MoesaicError(
+            "outside_evidence",
+            f"{table.height} trusted rows are too few to fit any family; each needs {LEAST_ROWS}",
+        )
+    curves = Curves(
+        name=f"{cluster.device.name}-measured",
+        source=f"{rows.height} rows measured on {cluster.device.title}",
+        date=datetime.datetime.now(datetime.UTC).date(),
+        certainty="measured",
+        families=families,
+    )
+    return Fitted(curves, tuple(fits))
+
+
+def fit_family(
+    kernel: str, rows: pl.DataFrame, cluster: Cluster
+) -> tuple[EfficiencyCurve, FamilyFit]:
+    """Fit one family and judge it by leaving out whole shapes."""
+    measured = rows["median_s"].to_numpy()
+    folds = shape_folds(kernel, rows)
+    ratios = np.empty(rows.height)
+    for fold in range(folds.max() + 1):
+        out = folds == fold
+        constants = fit_constants(kernel, rows.filter(~out), cluster)
+        held = rows.filter(out)
+        ratios[out] = price(kernel, held, cluster, constants.curve())[1] / measured[out]
+    constants = fit_constants(kernel, rows, cluster)
+    slow, fast = interval(ratios)
+    curve = constants.curve(slow=slow, fast=fast)
+    errors = np.abs(ratios - 1)
+    _, bounds = RULES[kernel](Rows(rows), cluster, curve)
+    names, counts = np.unique(bounds, return_counts=True)
+    return curve, FamilyFit(
+        family=kernel,
+        dtype=", ".join(sorted(rows["dtype"].drop_nulls().unique())),
+        rows_count=rows.height,
+        shapes_count=int(rows.select(_shape_columns(kernel)).n_unique()),
+        error_median_ratio=float(np.median(errors)),
+        error_p90_ratio=float(np.quantile(errors, 0.9)),
+        coverage_ratio=coverage(ratios, folds),
+        bounds={str(n): int(c) for n, c in zip(names, counts, strict=True)},
+    )
+
+
+def interval(ratios: Array) -> tuple[float, float]:
+    """10th and 90th percentile of predicted / measured, as factors on the share: (high, low).
+
+    A prediction that is too slow (ratio above 1) means the machine is faster than the curve: the
+    high share has to grow by that factor, and the other way round.
+    """
+    low, high = np.quantile(ratios, (0.1, 0.9))
+    return max(1.0, float(high)), min(1.0, float(low))
+
+
+def coverage(ratios: Array, folds: NDArray[np.int64]) -> float:
+    """Share of rows inside the interval that the other folds' rows give."""
+    inside = 0
+    for fold in range(folds.max() + 1):
+        slow, fast = interval(ratios[folds != fold])
+        own = ratios[folds == fold]
+        inside += int(np.count_nonzero((own <= slow) & (own >= fast)))
+    return inside / ratios.size
+
+
+def _shape_columns(kernel: str) -> list[str]:
+    return list(SHAPE.get(kernel, ("bytes", "message_bytes", "devices", "m", "n", "k")))
+
+
+def shape_folds(kernel: str, rows: pl.DataFrame) -> NDArray[np.int64]:
+    """Fold of each row; rows of one shape share a fold, so that no shape is known and judged."""
+    shapes = rows.select(
+        pl.struct(_shape_columns(kernel)).rank("dense").cast(pl.Int64).alias("shape")
+    )["shape"].to_numpy() - 1  # fmt: skip
+    count = int(shapes.max()) + 1
+    # Golden-ratio steps spread neighbouring sizes over the folds.
+    order = np.argsort(np.argsort((np.arange(count) * 0.6180339887498949) % 1))
+    folds: NDArray[np.int64] = (order % min(FOLDS, count)).astype(np.int64)[shapes]
+    return folds
+
+
+def fit_constants(kernel: str, rows: pl.DataFrame, cluster: Cluster) -> Constants:
+    """Find the constants with the least mean |log(predicted / measured)| by coordinate search.
+
+    Absolute logarithms, so that a few odd rows do not pull and 2x and 1/2x weigh the same.
+    """
+    measured = np.log(rows["median_s"].to_numpy())
+
+    def loss(constants: Constants) -> float:
+        predicted = price(kernel, rows, cluster, constants.curve())[1]
+        return float(np.mean(np.abs(np.log(predicted) - measured)))
+
+    start = Constants(fixed_s=float(np.exp(measured.min())) / 2)
+    candidates = [
+        replace(start, compute_ratio=c, memory_ratio=m, link_ratio=m, fixed_s=start.fixed_s * f)
+        for c in (0.1, 0.5, 0.9)
+        for m in (0.1, 0.5, 0.9)
+        for f in (0.1, 1.0)
+    ]
+    best = min(candidates, key=loss)
+    return _descend(best, loss)
+
+
+def _descend(best: Constants, loss: Callable[[Constants], float]) -> Constants:
+    least = loss(best)
+    for step in STEPS:
+        improved = True
+        while improved:
+            improved = False
+            for name in LIMITS:
+                for factor in (step, 1 / step):
+                    trial = _moved(best, name, factor)
+                    value = loss(trial)
+                    if value < least * (1 - 1e-6):
+                        best, least, improved = trial, value, True
+    return best
+
+
+def _moved(constants: Constants, name: str, factor: float) -> Constants:
+    low, high = LIMITS[name]
+    value = min(high, max(low, getattr(constants, name) * factor))
+    moved: Constants = replace(constants, **{name: value})
+    return moved

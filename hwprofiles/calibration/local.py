@@ -1,0 +1,120 @@
+"""This machine as a device document: peaks and bandwidths as measured here, the rest as stated."""
+
+from __future__ import annotations
+
+import datetime
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hwprofiles.calibration.environment import Environment
+from hwprofiles.cluster import Cluster
+from hwprofiles.device import Device, MemoryTier
+from hwprofiles.errors import MoesaicError
+from hwprofiles.kernels import dtype
+from hwprofiles.sourced import Certainty, Sourced
+
+LARGE_BYTES = 2.0**26
+"""Streams below this size may come from caches."""
+
+
+def local_name(environment: Environment) -> str:
+    """A device name from the processor's or accelerator's name."""
+    return f"local-{slug(environment.accelerator or environment.processor)}"[:80]
+
+
+def slug(text: str) -> str:
+    """Write a name as files are named.
+
+    >>> slug("AMD EPYC(TM) 7763")
+    'amd-epyc-tm-7763'
+    """
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "machine"
+
+
+def local_cluster(environment: Environment, records: Sequence[Mapping[str, Any]]) -> Cluster:
+    """Describe this CPU from its own best measurements.
+
+    The arithmetic peak is the fastest GEMM, the bandwidth the fastest large stream; shares in a
+    profile fitted with this device are shares of those.
+
+    Raises:
+        MoesaicError: `outside_evidence` when GEMM or stream rows are missing.
+    """
+    gemms = [r for r in records if r["kernel"] == "gemm" and r["dtype"] == "fp32"]
+    streams = [
+        r for r in records
+        if r["kernel"] in {"elementwise", "copy"} and r.get("tier") in {None, "dram"}
+        and r["bytes"] >= LARGE_BYTES
+    ]  # fmt: skip
+    if not gemms or not streams:
+        raise MoesaicError(
+            "outside_evidence",
+            "a CPU is described by its fastest fp32 GEMM and its fastest stream of "
+            f"{LARGE_BYTES:.0f} bytes or more; {len(gemms)} and {len(streams)} rows are there",
+        )
+    peak = max(2 * r["m"] * r["n"] * r["k"] / r["min_s"] for r in gemms)
+    stream = max(r["bytes"] / r["min_s"] for r in streams)
+    device = Device(
+        name=local_name(environment),
+        title=f"{environment.processor}, {environment.cores_count} cores, as measured",
+        vendor="this machine",
+        kind="cpu",
+        unit="server",
+        peak_flop_per_s=_peaks(peak),
+        memory=_memory(environment, stream, records),
+        cores_count=Sourced(value=environment.cores_count, **_origin("datasheet", "the system")),
+        numa_nodes_count=Sourced(
+            value=environment.numa_nodes_count, **_origin("datasheet", "the system")
+        ),
+        curves="cpu-default",
+    )
+    return Cluster(
+        name=f"{device.name}-x1"[:80],
+        title=device.title,
+        device=device,
+        nodes=1,
+        devices_per_node=1,
+        tiers=(),
+    )
+
+
+def _origin(certainty: Certainty, what: str) -> dict[str, Any]:
+    return {
+        "source": f"{what} on this machine",
+        "date": datetime.datetime.now(datetime.UTC).date(),
+        "certainty": certainty,
+    }
+
+
+def _peaks(peak: float) -> dict[str, Sourced[float]]:
+    fastest: Sourced[float] = Sourced(value=peak, **_origin("measured", "fastest fp32 GEMM"))
+    widened: Sourced[float] = Sourced(
+        value=peak, **_origin("derived", "fastest fp32 GEMM"), note="narrow formats run as fp32"
+    )
+    kinds = {dtype(form).compute for form in ("bf16", "fp16", "int8")}
+    return {"fp32": fastest} | dict.fromkeys(sorted(kinds), widened)
+
+
+def _memory(
+    environment: Environment, stream: float, records: Sequence[Mapping[str, Any]]
+) -> tuple[MemoryTier, ...]:
+    dram = MemoryTier(
+        name="dram",
+        capacity_bytes=Sourced(
+            value=environment.memory_bytes, **_origin("datasheet", "the system")
+        ),
+        bandwidth_bytes_per_s=Sourced(value=stream, **_origin("measured", "fastest large stream")),
+    )
+    disk = [r["bytes"] / r["median_s"] for r in records if r.get("tier") == "ssd"]
+    if not disk:
+        return (dram,)
+    ssd = MemoryTier(
+        name="ssd",
+        capacity_bytes=Sourced(
+            value=max(r["bytes"] for r in records if r.get("tier") == "ssd"),
+            **_origin("assumed", "largest file read"),
+        ),
+        bandwidth_bytes_per_s=Sourced(value=max(disk), **_origin("measured", "fastest disk read")),
+    )
+    return (dram, ssd)
