@@ -98,7 +98,7 @@ def _prefills(form: str) -> Iterator[Case]:
 
 
 def _latents(form: str) -> Iterator[Case]:
-    for heads, batch, seq in product((16, 32), (1, 4), (256, 1024, 2048, 4096)):
+    for heads, batch, seq in product((8, 16, 32, 64), (1, 4), (256, 1024, 4096)):
         yield {
             "kernel": "mla_decode", "batch": batch, "seq": seq, "heads": heads,
             "kv_rank": 512, "rope_dim": 64, "dtype": form, "kv_dtype": form,

@@ -14,7 +14,8 @@ from hwprofiles.cluster import Cluster
 from hwprofiles.document import Document
 from hwprofiles.efficiency import Band, Curves, EfficiencyCurve
 from hwprofiles.errors import MoesaicError
-from hwprofiles.timing import RULES, Rows
+from hwprofiles.timing.rows import Rows, Work
+from hwprofiles.timing.rules import COUNTS, timed
 from hwprofiles.units import Ratio
 
 Array = NDArray[np.float64]
@@ -93,9 +94,16 @@ class Fitted:
     families: tuple[FamilyFit, ...]
 
 
-def price(kernel: str, rows: pl.DataFrame, cluster: Cluster, curve: EfficiencyCurve) -> Array:
-    """Low, typical and high seconds by the pricing rule, shape [3, rows]."""
-    return np.array(RULES[kernel](Rows(rows), cluster, curve)[0])
+def part_of(work: Work, chosen: NDArray[np.bool_]) -> Work:
+    """The work of some rows."""
+
+    def cut(values: Array | None) -> Array | None:
+        return None if values is None else values[chosen]
+
+    return Work(
+        work.compute_s[chosen], work.memory_s[chosen], cut(work.wire_s), cut(work.hops_s),
+        cut(work.rows_count),
+    )  # fmt: skip
 
 
 def fit_curves(table: pl.DataFrame, cluster: Cluster, dtype: str | None = None) -> Fitted:
@@ -115,7 +123,7 @@ def fit_curves(table: pl.DataFrame, cluster: Cluster, dtype: str | None = None) 
         pl.col("dtype").is_null() | (pl.col("dtype") == dtype)
     )  # fmt: skip
     for (kernel,), part in rows.group_by("kernel", maintain_order=True):
-        if part.height >= LEAST_ROWS and str(kernel) in RULES:
+        if part.height >= LEAST_ROWS and str(kernel) in COUNTS:
             curve, fit = fit_family(str(kernel), part, cluster)
             families[str(kernel)] = curve
             fits.append(fit)
@@ -139,18 +147,18 @@ def fit_family(
 ) -> tuple[EfficiencyCurve, FamilyFit]:
     """Fit one family and judge it by leaving out whole shapes."""
     measured = rows["median_s"].to_numpy()
+    work = COUNTS[kernel](Rows(rows), cluster)
     folds = shape_folds(kernel, rows)
     ratios = np.empty(rows.height)
     for fold in range(folds.max() + 1):
         out = folds == fold
-        constants = fit_constants(kernel, rows.filter(~out), cluster)
-        held = rows.filter(out)
-        ratios[out] = price(kernel, held, cluster, constants.curve())[1] / measured[out]
-    constants = fit_constants(kernel, rows, cluster)
+        constants = fit_constants(part_of(work, ~out), measured[~out])
+        ratios[out] = timed(part_of(work, out), constants.curve())[0][1] / measured[out]
+    constants = fit_constants(work, measured)
     slow, fast = interval(ratios)
     curve = constants.curve(slow=slow, fast=fast)
     errors = np.abs(ratios - 1)
-    _, bounds = RULES[kernel](Rows(rows), cluster, curve)
+    _, bounds = timed(work, curve)
     names, counts = np.unique(bounds, return_counts=True)
     return curve, FamilyFit(
         family=kernel,
@@ -200,18 +208,18 @@ def shape_folds(kernel: str, rows: pl.DataFrame) -> NDArray[np.int64]:
     return folds
 
 
-def fit_constants(kernel: str, rows: pl.DataFrame, cluster: Cluster) -> Constants:
+def fit_constants(work: Work, measured: Array) -> Constants:
     """Find the constants with the least mean |log(predicted / measured)| by coordinate search.
 
     Absolute logarithms, so that a few odd rows do not pull and 2x and 1/2x weigh the same.
     """
-    measured = np.log(rows["median_s"].to_numpy())
+    wanted = np.log(measured)
 
     def loss(constants: Constants) -> float:
-        predicted = price(kernel, rows, cluster, constants.curve())[1]
-        return float(np.mean(np.abs(np.log(predicted) - measured)))
+        predicted = timed(work, constants.curve())[0][1]
+        return float(np.mean(np.abs(np.log(predicted) - wanted)))
 
-    start = Constants(fixed_s=float(np.exp(measured.min())) / 2)
+    start = Constants(fixed_s=float(measured.min()) / 2)
     candidates = [
         replace(start, compute_ratio=c, memory_ratio=m, link_ratio=m, fixed_s=start.fixed_s * f)
         for c in (0.1, 0.5, 0.9)

@@ -37,8 +37,12 @@ MEASUREMENT: dict[str, type[pl.DataType]] = {
 
 def row_id(device: str, backend: str, row: Mapping[str, object]) -> str:
     """Name a kernel row on a device and backend by its content."""
-    sizes = {key: row[key] for key in KERNEL_ROW if row.get(key) is not None}
-    text = json.dumps([device, backend, sizes], sort_keys=True, default=float)
+    sizes = {
+        key: float(value) if isinstance(value, int) else value
+        for key in KERNEL_ROW
+        if (value := row.get(key)) is not None
+    }
+    text = json.dumps([device, backend, sizes], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -60,12 +60,16 @@ def _linked(wire: Array, hops: Array, curve: EfficiencyCurve) -> Timed:
     return (times[0], times[1], times[2]), bound
 
 
+def timed(work: Work, curve: EfficiencyCurve) -> Timed:
+    """Low, typical and high seconds of counted work, and what bounds it."""
+    if work.wire_s is not None and work.hops_s is not None:
+        return _linked(work.wire_s, work.hops_s, curve)
+    return _roofline(work, curve)
+
+
 def _rule(count: Count) -> Rule:
     def rule(rows: Rows, cluster: Cluster, curve: EfficiencyCurve) -> Timed:
-        work = count(rows, cluster)
-        if work.wire_s is not None and work.hops_s is not None:
-            return _linked(work.wire_s, work.hops_s, curve)
-        return _roofline(work, curve)
+        return timed(count(rows, cluster), curve)
 
     return rule
 

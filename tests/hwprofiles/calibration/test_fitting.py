@@ -1,0 +1,153 @@
+"""Quarantine and fit: impossible times are set apart, known constants are found again."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hwprofiles.calibration.cases import cases
+from hwprofiles.calibration.environment import Environment
+from hwprofiles.calibration.fitting import Constants, fit_curves, part_of, shape_folds
+from hwprofiles.calibration.local import local_cluster
+from hwprofiles.calibration.measurement import measurement_table
+from hwprofiles.calibration.quarantine import reasons, split
+from hwprofiles.calibration.runners import single
+from hwprofiles.cluster import Cluster
+from hwprofiles.errors import MoesaicError
+from hwprofiles.library import load_cluster
+from hwprofiles.timing.rows import Rows
+from hwprofiles.timing.rules import COUNTS, timed
+
+H100 = single("h100-sxm")
+PLACE = Environment(
+    processor="Test CPU",
+    architecture="x86_64",
+    cores_count=2,
+    memory_bytes=2.0**34,
+    last_level_cache_bytes=2.0**25,
+    operating_system="Linux",
+    python="3.11",
+)
+
+
+def gemm(**changes: Any) -> dict[str, Any]:
+    return {
+        "id": "x", "kernel": "gemm", "m": 4096, "n": 4096, "k": 4096, "dtype": "bf16",
+        "median_s": 2e-4, "min_s": 1.9e-4, "disturbed": False,
+    } | changes  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"median_s": 0.0, "min_s": 0.0}, "zero or negative"),
+        ({"median_s": -1.0, "min_s": -1.0}, "zero or negative"),
+        ({"median_s": None}, "no time"),
+        ({"median_s": math.nan}, "no time"),
+        ({"min_s": 3e-4}, "minimum above"),
+        ({"median_s": 1e-4, "min_s": 1e-4}, "above the arithmetic peak"),
+        ({"disturbed": True}, "disturbed"),
+    ],
+)
+def test_impossible_rows_are_set_apart(changes: dict[str, Any], says: str) -> None:
+    good, bad = split(measurement_table([gemm(), gemm(**changes)]), H100)
+    assert good.height == 1
+    assert says in bad["reason"][0]
+
+
+def test_a_format_without_a_peak_is_not_judged() -> None:
+    assert reasons(measurement_table([gemm(dtype="mxfp4", median_s=1e-9, min_s=1e-9)]), H100) == [
+        None
+    ]
+
+
+def test_a_collective_above_the_link_is_set_apart() -> None:
+    row = {"id": "x", "kernel": "all_gather", "devices": 8, "nodes": 1, "message_bytes": 1e9,
+           "disturbed": False, "dtype": "fp16"}  # fmt: skip
+    table = measurement_table([
+        row | {"median_s": 2.3e-3, "min_s": 2.3e-3}, row | {"median_s": 1e-4, "min_s": 1e-4},
+    ])  # fmt: skip
+    fine, above = reasons(table, load_cluster("dgx-h100"))
+    assert fine is None
+    assert above is not None
+    assert "link bandwidth" in above
+
+
+def made(kernel: str, truth: Constants, noise: float = 0.0) -> tuple[Any, Cluster]:
+    """Rows whose times follow known constants."""
+    machine = single("i9-14900k")
+    rows = cases(frozenset({kernel}), ("fp32",), room_bytes=1e12)
+    table = measurement_table([{**row, "disturbed": False} for row in rows])
+    times = timed(COUNTS[kernel](Rows(table), machine), truth.curve())[0][1]
+    times *= np.exp(np.random.default_rng(1).normal(0, noise, times.size))
+    frame = table.with_columns(median_s=times, min_s=times)
+    return frame, machine
+
+
+@pytest.mark.parametrize("kernel", ["gemm", "grouped_gemm", "attention_decode", "elementwise"])
+def test_known_constants_are_found_again(kernel: str) -> None:
+    truth = Constants(compute_ratio=0.55, memory_ratio=0.4, fixed_s=2e-5, half_rows_count=3.0)
+    frame, machine = made(kernel, truth)
+    fitted = fit_curves(frame, machine, "fp32")
+    (fit,) = fitted.families
+    assert fit.error_median_ratio < 0.02
+    assert fit.error_p90_ratio < 0.06
+    assert fitted.curves.families[kernel].memory.typical == pytest.approx(0.4, rel=0.05)
+
+
+def test_the_interval_holds_what_it_says() -> None:
+    frame, machine = made("gemm", Constants(fixed_s=1e-6), noise=0.2)
+    (fit,) = fit_curves(frame, machine, "fp32").families
+    assert 0.6 <= fit.coverage_ratio <= 0.95
+    assert fit.error_median_ratio < 0.3
+
+
+def test_a_shape_is_never_fitted_and_judged() -> None:
+    frame, _ = made("gemm", Constants())
+    folds = shape_folds("gemm", frame)
+    shapes: dict[tuple[float, float], set[int]] = {}
+    for n, k, fold in zip(frame["n"], frame["k"], folds, strict=True):
+        shapes.setdefault((n, k), set()).add(int(fold))
+    assert all(len(found) == 1 for found in shapes.values())
+    assert len(set(folds.tolist())) == 5
+
+
+def test_work_can_be_cut() -> None:
+    frame, machine = made("gemm", Constants())
+    work = COUNTS["gemm"](Rows(frame), machine)
+    chosen = np.arange(frame.height) < 3
+    assert part_of(work, chosen).compute_s.tolist() == work.compute_s[:3].tolist()
+    assert part_of(work, chosen).wire_s is None
+
+
+def test_too_few_rows_are_said_so() -> None:
+    with pytest.raises(MoesaicError, match="too few"):
+        fit_curves(measurement_table([gemm()]), H100)
+
+
+def test_a_cpu_is_described_by_its_best_rows() -> None:
+    rows = [
+        gemm(dtype="fp32", median_s=1.1, min_s=1.0),
+        {"kernel": "copy", "tier": "dram", "bytes": 2.0**27, "median_s": 0.02, "min_s": 0.01},
+        {"kernel": "copy", "tier": "dram", "bytes": 2.0**10, "median_s": 1e-9, "min_s": 1e-9},
+        {"kernel": "copy", "tier": "ssd", "bytes": 2.0**27, "median_s": 0.1, "min_s": 0.1},
+    ]
+    cluster = local_cluster(PLACE, rows)
+    assert cluster.device.name == "local-test-cpu"
+    assert cluster.device.peak("fp32") == 2 * 4096**3
+    assert cluster.device.bandwidth_bytes_per_s == 2**27 / 0.01
+    assert [tier.name for tier in cluster.device.memory] == ["dram", "ssd"]
+    with pytest.raises(MoesaicError, match="fastest fp32 GEMM"):
+        local_cluster(PLACE, rows[:1])
+
+
+def test_cases_respect_memory_and_formats() -> None:
+    every = frozenset({"gemm", "grouped_gemm", "attention_decode", "copy", "mla_decode"})
+    small = cases(every, ("fp32", "q8_0"), room_bytes=1e6)
+    large = cases(every, ("fp32", "q8_0"), room_bytes=1e12)
+    assert 0 < len(small) < len(large)
+    assert len(cases(every, ("fp32",), room_bytes=1e12, quick=True)) < len(large) / 2
+    assert {row["dtype"] for row in large if "dtype" in row} == {"fp32", "q8_0"}
