@@ -11,7 +11,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from hwprofiles.cluster import Cluster
-from hwprofiles.kernels import COLLECTIVES, KERNEL_ROW
+from hwprofiles.kernels import KERNEL_ROW
 from hwprofiles.timing.kriging import neighbours
 from hwprofiles.timing.places import FAMILIES
 from hwprofiles.timing.profile import columns_of, pack, unpack
@@ -26,7 +26,10 @@ IMPOSSIBLE_RATIO = 0.8
 """A time below this share of arithmetic at peak is a fault of the measurement."""
 RADII = (0.3, 0.6)
 """Neighbourhoods left out in turn, in units of distance, to learn how error grows with distance."""
-LOW, HIGH = 0.1, 0.9
+LOW, HIGH, SHARE = 0.1, 0.9, 0.8
+PARTS = 40
+"""Groups left out in turn when a band is tried on what it has not seen."""
+FACTORS = np.arange(1.0, 4.01, 0.05)
 WIDE = 0.4
 """Log seconds either way where a table has too few shapes to hold any out."""
 ENOUGH_SHAPES = 4
@@ -50,7 +53,7 @@ class Fitted:
 
     card: dict[str, Any]
     shapes: NDArray[np.float32]
-    residual: NDArray[np.int16]
+    residual: NDArray[np.uint8]
 
 
 def fit_table(
@@ -151,38 +154,67 @@ def _along(cells: Array, grid: Array, axis: int) -> Array:
 def held_out(kernel: str, cube: Cube, cells: Array) -> dict[str, Any]:
     """Error on sizes and on whole shapes that were left out, and the bands that held them."""
     sizes = _left_out_sizes(cube)
-    card: dict[str, Any] = {"error_sizes": _error(sizes)}
-    low, high = [_quantile(sizes, LOW)], [_quantile(sizes, HIGH)]
+    scale, covered = stretch(sizes)
+    card: dict[str, Any] = {"error_sizes": _error(sizes) | {"coverage": covered}}
+    bands = [_band(sizes, scale)]
     edges: list[float] = []
     if len(cube.shapes) >= ENOUGH_SHAPES:
         tried = [(o, *_left_out_shapes(kernel, cube, cells, o)) for o in OUTLIERS]
         outlier, found, nearest = min(tried, key=lambda t: _badness(t[1][0]))
         card["outlier"] = None if np.isinf(outlier) else outlier
-        card["error_shapes"] = _error(found[0]) | {"coverage": _coverage(found[0])}
+        scale, covered = stretch(found[0])
+        card["error_shapes"] = _error(found[0]) | {"coverage": covered}
         flat, far = np.concatenate(found).ravel(), np.concatenate(nearest).ravel()
         edges = [float(e) for e in np.round(np.quantile(far[np.isfinite(flat)], (0.34, 0.67)), 4)]
         bucket = np.searchsorted(edges, far)
-        for i in range(3):
-            low.append(_quantile(flat[bucket == i], LOW))
-            high.append(_quantile(flat[bucket == i], HIGH))
+        bands += [_band(flat[bucket == i], scale) for i in range(3)]
     else:
-        low.append(-WIDE)
-        high.append(WIDE)
-    card["bands"] = {"edges": edges, "low": low, "high": high}
-    if kernel in COLLECTIVES:
-        card["error_sizes"]["coverage"] = _coverage(sizes)
+        bands.append((-WIDE, WIDE))
+    low, high = zip(*bands, strict=True)
+    card["bands"] = {"edges": edges, "low": list(low), "high": list(high)}
     return card
 
 
+def stretch(errors: Array) -> tuple[float, float]:
+    """How much wider than its own quantiles a band must be to hold 80 % of what it has not seen.
+
+    Args:
+        errors: [groups, n]; groups (shapes, or sizes) are left out in turn.
+
+    Returns:
+        Factor on the band's half width, and the share of left-out rows inside it.
+    """
+    part = np.arange(len(errors)) % min(len(errors), PARTS)
+    centre, half = (np.full(len(errors), np.nan) for _ in range(2))
+    for i in np.unique(part):
+        low, high = (_quantile(errors[part != i], q) for q in (LOW, HIGH))
+        centre[part == i], half[part == i] = (low + high) / 2, (high - low) / 2
+    known = np.isfinite(errors)
+    off = np.abs(errors - centre[:, None])
+    covered = 0.0
+    for factor in FACTORS:
+        covered = float((off <= factor * half[:, None])[known].mean()) if known.any() else 0.0
+        if covered >= SHARE:
+            break
+    return float(factor), float(f"{covered:.4g}")
+
+
+def _band(errors: Array, factor: float) -> tuple[float, float]:
+    low, high = _quantile(errors, LOW), _quantile(errors, HIGH)
+    centre, half = (low + high) / 2, factor * (high - low) / 2
+    return float(f"{centre - half:.4g}"), float(f"{centre + half:.4g}")
+
+
 def _left_out_sizes(cube: Cube) -> Array:
-    """Drop every second inner size and interpolate it from its neighbours."""
+    """Interpolate each inner size from its neighbours; [sizes, shapes x outer]."""
     grid, cells = cube.inner, cube.cells
     if len(grid) < 3:  # noqa: PLR2004 - an inner point needs two neighbours
-        return np.array([np.nan])
+        return np.full((1, 1), np.nan)
     middle = np.arange(1, len(grid) - 1)
     part = (grid[middle] - grid[middle - 1]) / (grid[middle + 1] - grid[middle - 1])
     guess = (1 - part) * cells[..., middle - 1] + part * cells[..., middle + 1]
-    return (cells[..., middle] - guess).ravel()
+    left_out: Array = (cells[..., middle] - guess).reshape(-1, len(middle)).T
+    return left_out
 
 
 def _badness(errors: Array) -> float:
@@ -223,15 +255,3 @@ def _error(errors: Array) -> dict[str, float]:
     if not len(off):
         return {}
     return {"median": float(f"{np.median(off):.4g}"), "p90": float(f"{np.quantile(off, 0.9):.4g}")}
-
-
-def _coverage(errors: Array) -> float:
-    """Share of one half's rows inside the band that the other half gave."""
-    halves = errors[: len(errors) // 2], errors[len(errors) // 2 :]
-    if errors.ndim == 1:
-        halves = errors[::2], errors[1::2]
-    hits = []
-    for mine, other in (halves, halves[::-1]):
-        known = mine[np.isfinite(mine)]
-        hits.append((known >= _quantile(other, LOW)) & (known <= _quantile(other, HIGH)))
-    return float(f"{np.concatenate(hits).mean():.4g}")

@@ -13,7 +13,7 @@ from hwprofiles.timing.rows import Array
 
 NUGGET = 0.02
 """Share of variance that is noise of one measurement; hold-out is flat between 0.01 and 0.1."""
-SAME = 1e-4
+SAME = 1e-3
 """Closer than this two shapes are the same."""
 _CHUNK = 4096
 

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hwprofiles.timing.kriging import neighbours
+from hwprofiles.timing.kriging import SAME, neighbours
 from hwprofiles.timing.places import FAMILIES, Place
 from hwprofiles.timing.rows import Array, Work
 
 NEIGHBOURS = 12
 SHARPNESS = 4.0
 """Power of the smooth maximum: parts that are equal take 2^(1/4) = 1.19 times as long as one."""
-ON_GRID = 1e-6
+ON_GRID = 1e-4
 MARGIN = 0.1
 """How far, in log seconds, a kriged residual may leave the range of its neighbours."""
 
@@ -63,7 +63,7 @@ class Bands:
 
     def offsets(self, nearest: Array) -> tuple[Array, Array]:
         """Log offsets of each row, from its distance."""
-        bucket = np.where(nearest < ON_GRID**0.5, 0, 1 + np.searchsorted(self.edges, nearest))
+        bucket = np.where(nearest < SAME, 0, 1 + np.searchsorted(self.edges, nearest))
         return np.array(self.low)[bucket], np.array(self.high)[bucket]
 
 
@@ -108,7 +108,7 @@ def residual_of(table: Table, place: Place) -> Residual:
     index, weight, nearest = neighbours(held / steps, table.shapes / steps, NEIGHBOURS)
     cells = _cells(table, place)
     typical = np.empty(len(back))
-    exact = (nearest < ON_GRID**0.5)[back]
+    exact = (nearest < SAME)[back]
     for chosen, count in ((exact, 1), (~exact, index.shape[1])):
         if chosen.any():
             typical[chosen] = _mixed(table, cells, index[back], weight[back], chosen, count)

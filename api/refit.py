@@ -1,0 +1,75 @@
+"""Fit profiles from tables that others measured, and say how far off they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from api.output import Output
+from hwprofiles.errors import MoesaicError, unknown_name
+
+SOURCES = ("aiconfigurator",)
+"""What `moesaic calibrate --from` can read."""
+
+
+def refit(
+    source: str, system: str | None, folder: Path, output: Output, tables: Path | None = None
+) -> None:
+    """Fit every engine of a system, write the profiles and show their error on held-out shapes.
+
+    Args:
+        source: a name of `SOURCES`.
+        system: system folder of the tables, such as `h200_sxm`.
+        folder: where the profiles go.
+        output: where the report goes.
+        tables: folder of tables to read instead of the installed package's.
+
+    Raises:
+        MoesaicError: `unknown_name` for a source or system, `invalid` when the package is absent.
+    """
+    from hwprofiles.calibration.aiconfigurator import SYSTEMS, data_root
+    from hwprofiles.calibration.profiles import fit_all
+
+    if source not in SOURCES:
+        raise unknown_name("source of measurements", source, SOURCES)
+    if system is None:
+        raise MoesaicError(
+            "invalid", f"--from {source} needs --system; known: {', '.join(SYSTEMS)}", "/system"
+        )
+    if system not in SYSTEMS:
+        raise unknown_name("system", system, SYSTEMS)
+    root = data_root(tables)
+    folder.mkdir(parents=True, exist_ok=True)
+    output.note(f"fitting {system} into {folder}")
+    cards = fit_all(root, system, folder)
+    output.show(report_of(cards), lambda: report_table(cards))
+
+
+def report_of(cards: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One object a profile: where it comes from, and each table's error on what was held out."""
+    from hwprofiles.calibration.profiles import summary
+
+    return [
+        {**{name: value for name, value in card.items() if name != "tables"},
+         "tables": summary(card)}
+        for card in cards
+    ]  # fmt: skip
+
+
+def report_table(cards: list[dict[str, Any]]) -> str:
+    """The report as a plain table, one line a fitted table."""
+    from reports.text import text_table
+
+    rows = [
+        [
+            card["backend"], table["kernel"], table["keys"], str(table["rows"]),
+            str(table["shapes"]), f"{table['median']:.1%}", f"{table['p90']:.1%}",
+            f"{table['coverage']:.0%}",
+        ]
+        for card in report_of(cards)
+        for table in card["tables"]
+    ]  # fmt: skip
+    head = f"{cards[0]['device']} from {cards[0]['source']}"
+    columns = ["engine", "kernel", "formats", "rows", "shapes", "median error", "p90",
+               "in the interval"]  # fmt: skip
+    return f"{head}\n\n{text_table(columns, rows)}"
