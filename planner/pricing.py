@@ -9,7 +9,9 @@ import polars as pl
 from hwprofiles.cluster import Cluster
 from planner.engines import Engine, load_engine
 from planner.moe_model import MoeModel
-from planner.routing import Routing, device_load, expert_shares, parts_reached
+from planner.routing import Routing, expert_shares
+from planner.routing.passes import LOAD, Passes, pass_load
+from planner.routing.policies import Policy, TopKPolicy
 from planner.scenario import Scenario
 from planner.timing.engine_layer import Layer, find_layer, fitted_passes
 from planner.timing.step import step_seconds, time_sheet
@@ -18,8 +20,8 @@ from planner.work.memory import add_memory
 from planner.work.rows import Formats
 from planner.work.sheet import build_sheet, formats_of
 
-LOAD = ("busy_ratio", "active_experts", "ranks_reached", "nodes_reached")
-"""What the routing adds to a pass: the busiest rank's load, the places that a token goes to."""
+USUAL = TopKPolicy()
+"""The model's own router."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Question:
     engine: Engine
     routing: Routing
     formats: Formats
+    policy: Policy = USUAL
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,9 @@ def question_of(scenario: Scenario) -> Question:
     choices = scenario.choices
     formats = formats_of(scenario.model, choices.precision, choices.kv_dtype, choices.exchange)
     engine = load_engine(choices.backend)
-    return Question(scenario.model, scenario.cluster, engine, scenario.routing, formats)
+    return Question(
+        scenario.model, scenario.cluster, engine, scenario.routing, formats, scenario.policy
+    )
 
 
 def price(points: pl.DataFrame, question: Question, *, fitted: bool = True) -> Priced:
@@ -83,25 +88,14 @@ def add_load(points: pl.DataFrame, question: Question) -> pl.DataFrame:
     """Add what the routing says of each pass: columns `LOAD`."""
     moe = question.model.moe
     if moe is None:
-        idle = {
-            "busy_ratio": 1.0,
-            "active_experts": 0.0,
-            "ranks_reached": 1.0,
-            "nodes_reached": 1.0,
-        }
-        return points.with_columns(pl.lit(idle[name]).alias(name) for name in LOAD)
+        idle = dict.fromkeys(LOAD, 1.0) | {"active_experts": 0.0}
+        return points.with_columns(pl.lit(value).alias(name) for name, value in idle.items())
     shares = expert_shares(question.routing, moe, len(question.model.moe_layers))
-    tokens = points.select(pl.col("batch") * pl.col("new_tokens") * pl.col("dp")).to_series()
-    load = device_load(
-        shares, moe, points["moe_ep"].to_numpy(), tokens.to_numpy(),
-        redundant=points["redundant_experts"].to_numpy(),
+    sizes = points.select(
+        pl.col("moe_ep").alias("ranks"), expert_nodes().alias("nodes"),
+        (pl.col("batch") * pl.col("new_tokens") * pl.col("dp")).alias("tokens"),
+        pl.col("redundant_experts").alias("redundant"),
     )  # fmt: skip
-    places = points.select(pl.col("moe_ep").alias("ranks"), expert_nodes().alias("nodes"))
-    reached = [
-        parts_reached(shares, moe, places[name].to_numpy(), uneven=True)
-        for name in ("ranks", "nodes")
-    ]
-    found = (load.busy_ratio, load.active_experts, *reached)
-    return points.with_columns(
-        pl.Series(name, values) for name, values in zip(LOAD, found, strict=True)
-    )
+    passes = Passes(**{name: sizes[name].to_numpy() for name in sizes.columns})
+    load = pass_load(question.policy, moe, shares, question.model.hidden, passes)
+    return points.with_columns(pl.Series(name, load[name]) for name in LOAD)

@@ -18,6 +18,7 @@ from planner.formats.expert_load import read_expert_load
 from planner.model_library import read_model, resolve_model
 from planner.moe_model import MoeModel
 from planner.routing import Routing, UniformRouting
+from planner.routing.policies import Policy, TopKPolicy
 from planner.workload import Workload
 
 Degree = Annotated[int, Field(ge=1, le=65_536)]
@@ -94,6 +95,8 @@ class Scenario(Document):
     cluster: Annotated[Cluster, BeforeValidator(_at("/cluster", resolve_cluster))]
     workload: Workload
     routing: Routing = UniformRouting()
+    policy: Policy = TopKPolicy()
+    """How many experts a token runs, where that is not the model's own top-k."""
     choices: Choices = Choices()
     limits: Limits = Limits()
     objective: Literal["output_tokens_per_s_per_device"] = "output_tokens_per_s_per_device"

@@ -14,6 +14,8 @@ from planner.routing.load import Array
 Choices = NDArray[np.intp]
 DRAWS = 64
 """Batches drawn for one batch size at least; every layer is drawn equally often."""
+DRAWN_AT_MOST = 64
+"""Tokens of a batch that are drawn one by one at most."""
 GROUP_BEST = 2
 """A group is scored by the sum of its two best experts (DeepSeek-V3, section 2.1.2)."""
 

@@ -13,7 +13,7 @@ import polars as pl
 from hwprofiles.errors import unknown_name
 from hwprofiles.kernels import dtype
 from planner.moe_model import MoeFfn
-from planner.work.rows import LayerWork, Value, gemm, per_layer, tokens, write_rows
+from planner.work.rows import LayerWork, Value, gemm, per_layer, stated, tokens, write_rows
 
 BF16_BYTES = 2
 REACHED = ("ranks_reached", "nodes_reached")
@@ -70,8 +70,8 @@ def _library(library: str | None) -> Rows:
     def rows(points: pl.DataFrame, layer: LayerWork, moe: MoeFfn, width: int) -> list[pl.DataFrame]:
         sizes: dict[str, Value] = {
             "devices": pl.col("moe_ep"), "tokens": tokens() / pl.col("tp"), "hidden": width,
-            "top_k": moe.top_k, "experts": moe.experts, "busy_ratio": pl.col("busy_ratio"),
-            "nodes": expert_nodes(),
+            "top_k": stated(points, "experts_per_token", moe.top_k), "experts": moe.experts,
+            "busy_ratio": pl.col("busy_ratio"), "nodes": expert_nodes(),
         }  # fmt: skip
         if library is not None:
             sizes["library"] = library
@@ -94,7 +94,7 @@ def _flat(points: pl.DataFrame, layer: LayerWork, moe: MoeFfn, width: int) -> li
     found = []
     for stage, name in _directions(layer):
         group = {"devices": pl.col("moe_ep"), "nodes": expert_nodes()}
-        found += _pairs_sent(points, layer, stage, _pair_bytes(moe, width, name), group)
+        found += _pairs_sent(points, layer, stage, _pair_bytes(points, moe, width, name), group)
     return found
 
 
@@ -105,7 +105,7 @@ def _two_stages(
     inside = (pl.col("moe_ep") / expert_nodes()).ceil()
     found = []
     for stage, name in _directions(layer):
-        size = _pair_bytes(moe, width, name)
+        size = _pair_bytes(points, moe, width, name)
         near = {"devices": inside, "nodes": pl.lit(1.0)}
         far = {"devices": expert_nodes(), "nodes": expert_nodes()}
         found += _pairs_sent(points.filter(inside > 1), layer, stage, size, near)
@@ -113,10 +113,11 @@ def _two_stages(
     return found
 
 
-def _pair_bytes(moe: MoeFfn, width: int, name: str) -> pl.Expr:
+def _pair_bytes(points: pl.DataFrame, moe: MoeFfn, width: int, name: str) -> pl.Expr:
     """Bytes of one rank's token-expert pairs, at the pace of the busiest rank."""
     number = width * dtype(name).activation_bytes
-    return tokens() / pl.col("tp") * moe.top_k * number * pl.col("busy_ratio")
+    pairs = tokens() / pl.col("tp") * stated(points, "experts_per_token", moe.top_k)
+    return pairs * number * pl.col("busy_ratio")
 
 
 def _pairs_sent(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import polars as pl
 
 from planner.moe_model import DenseFfn, MoeFfn
-from planner.work.rows import LayerWork, gemm, per_layer, tokens, write_rows
+from planner.work.rows import LayerWork, gemm, per_layer, stated, tokens, write_rows
 
 BF16_BYTES = 2
 
@@ -39,11 +39,13 @@ def _moe(points: pl.DataFrame, layer: LayerWork, moe: MoeFfn) -> list[pl.DataFra
         points, "experts", "grouped_gemm", runs,
         tokens=tokens() * pl.col("dp"), hidden=moe.latent or layer.hidden, inter=moe.width,
         matrices=moe.matrices, experts=moe.experts + pl.col("redundant_experts"),
-        top_k=moe.top_k, moe_tp=pl.col("moe_tp"), moe_ep=pl.col("moe_ep"),
-        busy_ratio=pl.col("busy_ratio"), active_experts=pl.col("active_experts"),
-        dtype=layer.formats.weights.routed,
+        top_k=stated(points, "experts_per_token", moe.top_k), moe_tp=pl.col("moe_tp"),
+        moe_ep=pl.col("moe_ep"), busy_ratio=pl.col("busy_ratio"),
+        active_experts=pl.col("active_experts"), dtype=layer.formats.weights.routed,
     )  # fmt: skip
-    router = gemm(points, "router", runs, (tokens(), moe.experts, layer.hidden), "bf16")
+    columns = stated(points, "router_columns", moe.experts)
+    routing = points.filter(columns > 0)
+    router = gemm(routing, "router", runs, (tokens(), columns, layer.hidden), "bf16")
     shared = []
     if moe.shared_width:
         shared = _two_gemms(points, layer, "shared", (moe.shared_width, moe.matrices),

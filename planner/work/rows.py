@@ -67,6 +67,11 @@ def per_layer(layers: int) -> pl.Expr:
     return (layers / pp).ceil() * pp
 
 
+def stated(points: pl.DataFrame, column: str, usual: float) -> pl.Expr:
+    """What the routing policy says of each pass, else what is usual for the model."""
+    return pl.col(column) if column in points.columns else pl.lit(float(usual))
+
+
 def tokens() -> pl.Expr:
     """Tokens of one data-parallel rank in a pass."""
     return pl.col("batch") * pl.col("new_tokens")

@@ -74,6 +74,7 @@ PLAIN_FIELDS: dict[str, str] = {
     "Proof.bound": "as Proof.objective",
     "Point.mtp_acceptance": "a probability",
     "Choices.mtp_acceptance": "a probability",
+    "_Policy.capacity_factor": "a ratio, the field's own name",
     "ZipfRouting.alpha": "an exponent",
     "DirichletRouting.alpha": "a concentration",
     "MeasuredRouting.counts": "counts of tokens, or shares of them",
