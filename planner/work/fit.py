@@ -69,7 +69,7 @@ class MemoryFit(Document):
     """The answer for the fullest device."""
 
     fits: bool
-    buckets: dict[str, float]  # unit: bytes
+    buckets: dict[str, float]
     """Bytes by bucket."""
     total_bytes: float
     capacity_bytes: float
