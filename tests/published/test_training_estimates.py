@@ -131,7 +131,7 @@ def refit(runs) -> str:
     """The table as YAML, fitted on these runs."""
     lines = [
         "# Measured over modelled step time, fitted on printed runs; when kernels or links are",
-        "# timed anew: `python tests/published/test_training_estimates.py FOLDER`, the measured data.",
+        "# timed anew: `python tests/published/test_training_estimates.py FOLDER`.",
         "factors:",
     ]
     for group, ratios in sorted(_ratios(runs).items()):
