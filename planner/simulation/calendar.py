@@ -36,6 +36,16 @@ class DecodeCalendar:
             self._tokens[low : low + count] += sign * plan.tokens[skip:]
             self._blocks[low : low + count] += sign * plan.new_blocks(self._block_tokens)[skip:]
 
+    def tokens_at(self, step: int) -> int:
+        """Tokens stored in one step."""
+        at = step - self._first
+        return self._tokens.item(at) if at < len(self._tokens) else 0
+
+    def blocks_at(self, step: int) -> int:
+        """Blocks newly needed in one step."""
+        at = step - self._first
+        return self._blocks.item(at) if at < len(self._blocks) else 0
+
     def tokens(self, step: int, count: int) -> list[int]:
         """Tokens stored in each of `count` steps from `step`."""
         self._reach(step, step + count)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable
+from math import log
 
 from planner.simulation.clock import Clock
 from planner.simulation.rank import Rank
@@ -53,7 +54,7 @@ class Group:
         self._most = _LONGEST_STRETCH if skip_quiet else 1
         self._ends: list[float] = []
         self._starts_s = 0.0
-        self._shapes: list[list[Iteration]] = []
+        self._shapes: list[Iteration] = []
         self._booking = 0
         self._advancing = False
         self.paused = False
@@ -66,7 +67,6 @@ class Group:
         self.prefill_tokens = 0
         self.decode_tokens = 0
         self.itl_counts: dict[int, int] = {}
-        self.on_iteration: Callable[[int, float, float, list[Iteration]], None] | None = None
 
     @property
     def load(self) -> int:
@@ -77,7 +77,10 @@ class Group:
     @property
     def waiting(self) -> int:
         """Sequences that no rank runs yet, held ones included."""
-        return sum(rank.queued for rank in self.ranks) + len(self._held)
+        waiting = len(self._held)
+        for rank in self.ranks:
+            waiting += rank.queued
+        return waiting
 
     def lightest(self) -> Rank:
         """Rank with the lowest score of vLLM's load balancer, the first among equals."""
@@ -144,7 +147,7 @@ class Group:
         steps = min(rank.quiet_steps(self._most) for rank in self.ranks)
         end_s = now_s + self._seconds(shapes)
         self._starts_s = now_s
-        self._shapes = [shapes]
+        self._shapes = shapes
         self._ends = [end_s]
         if steps > 1:
             self._stretch(steps, end_s)
@@ -156,11 +159,10 @@ class Group:
             return
         coming = zip(*(rank.coming(steps) for rank in self.ranks), strict=True)
         next(coming)
-        seconds, ends, shapes = self._seconds, self._ends, self._shapes
+        seconds, ends = self._seconds, self._ends
         for step in coming:
             end_s += seconds(step)
             ends.append(end_s)
-            shapes.append(list(step))
             if end_s >= limit_s:
                 break
 
@@ -190,26 +192,26 @@ class Group:
 
     def _count(self) -> None:
         """Add closed iterations to the totals one by one, so that sums do not depend on skips."""
-        start_s, counts = self._starts_s, self.itl_counts
-        for end_s, shapes in zip(self._ends, self._shapes, strict=False):
+        start_s, counts, busy_s = self._starts_s, self.itl_counts, self.busy_s
+        # Ranks decode the same sequences all through a stretch, and prefill in its first iteration.
+        decoding = 0
+        for shape in self._shapes:
+            decoding += shape.decode_sequences
+            self.prefill_tokens += shape.prefill_tokens
+        for end_s in self._ends:
             took_s = end_s - start_s
-            self.busy_s += took_s
-            decoding = 0
-            for shape in shapes:
-                decoding += shape.decode_sequences
-                self.prefill_tokens += shape.prefill_tokens
+            busy_s += took_s
             if decoding and took_s > 0:
-                self.decode_tokens += decoding
-                place = round(math.log(took_s) * _ITL_BINS_PER_E)
+                place = round(log(took_s) * _ITL_BINS_PER_E)
                 counts[place] = counts.get(place, 0) + decoding
-            if self.on_iteration is not None:
-                self.on_iteration(self.index, start_s, end_s, shapes)
             start_s = end_s
+        self.busy_s = busy_s
+        self.decode_tokens += decoding * len(self._ends)
         self.iterations += len(self._ends)
 
 
 def _nothing(shapes: list[Iteration]) -> bool:
-    return not any(shape.prefill_tokens or shape.decode_sequences for shape in shapes)
+    return all(not (shape.prefill_tokens or shape.decode_sequences) for shape in shapes)
 
 
 def itl_quantile(counts: dict[int, int], share: float) -> float:

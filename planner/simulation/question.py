@@ -91,7 +91,8 @@ class EngineSettings(Document):
     """None: what memory leaves."""
     memory_share: Share = 0.9
     prefix_cache: bool = False
-    async_scheduling: bool = False
+    async_scheduling: bool | None = None
+    """Whether an iteration is planned while the one before it runs."""
     mtp_tokens: Annotated[int, Field(ge=0, le=8)] = 0
     mtp_acceptance: Share = 0.0
 

@@ -152,12 +152,12 @@ class Rank:
         self._fresh.clear()
 
     def _make_room(self) -> bool:
-        needed = self._calendar.blocks(self._step, 1)[0] if self._decoding else 0
+        needed = self._calendar.blocks_at(self._step) if self._decoding else 0
         preempted = False
         while needed > self.kv.available:
             self._preempt()
             preempted = True
-            needed = self._calendar.blocks(self._step, 1)[0]
+            needed = self._calendar.blocks_at(self._step)
         if needed:
             self.kv.take(needed)
         return preempted
@@ -262,7 +262,9 @@ class Rank:
         if self._decoding:
             if steps > 1:
                 self.kv.take(sum(self._calendar.blocks(self._step + 1, steps - 1)))
-            self._context_tokens += sum(self._calendar.tokens(self._step, steps))
+                self._context_tokens += sum(self._calendar.tokens(self._step, steps))
+            else:
+                self._context_tokens += self._calendar.tokens_at(self._step)
         self._step += steps
         self._finish_decodes(end_s)
 

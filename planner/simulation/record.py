@@ -50,7 +50,7 @@ class RequestLog:
         self._columns: dict[str, array[Any]] = {
             name: array("d" if kind is pl.Float64 else "q") for name, kind in REQUEST_ROW.items()
         }
-        self._appends = [column.append for column in self._columns.values()]
+        self._fresh: list[tuple[float, ...]] = []
         self._written = 0
         self.count = 0
         if path is not None:
@@ -59,15 +59,14 @@ class RequestLog:
     def add(self, sequence: Sequence, finished_s: float) -> None:
         """Append one finished request."""
         request = sequence.request
-        row = (
+        self._fresh.append((
             sequence.index, request.line, sequence.replica, sequence.rank, sequence.arrival_s,
             sequence.queued_s, sequence.scheduled_s, sequence.first_token_s, finished_s,
             request.isl_tokens, request.osl_tokens, sequence.cached_tokens, sequence.preemptions,
-        )  # fmt: skip
-        for append, value in zip(self._appends, row, strict=True):
-            append(value)
+        ))  # fmt: skip
         self.count += 1
-        if self.count - self._written >= ROWS_A_PART:
+        if len(self._fresh) >= ROWS_A_PART:
+            self._settle()
             self._write_part()
 
     def table(self) -> pl.DataFrame:
@@ -85,7 +84,16 @@ class RequestLog:
             shutil.rmtree(_parts(self._path))
         return table
 
+    def _settle(self) -> None:
+        """Move fresh rows into the columns, many at a time."""
+        if self._fresh:
+            by_column = zip(*self._fresh, strict=True)
+            for column, values in zip(self._columns.values(), by_column, strict=True):
+                column.extend(values)
+            self._fresh.clear()
+
     def _frame(self, start: int) -> pl.DataFrame:
+        self._settle()
         data = {name: column[start:] for name, column in self._columns.items()}
         return pl.DataFrame(
             {

@@ -52,6 +52,12 @@ _LENGTH_REACH = 8.0
 _PROGRESS_EVERY = 256
 
 
+PLANNING_AHEAD = ("vllm", "sglang", "trtllm")
+"""Engines that plan an iteration while the one before it runs, unless told otherwise: vLLM
+(SchedulerConfig.async_scheduling), SGLang (--disable-overlap-schedule), TensorRT-LLM
+(disable_overlap_scheduler), each by its documentation of 2025-12."""
+
+
 @dataclass(frozen=True)
 class Prepared:
     """A question with its passes priced."""
@@ -121,6 +127,11 @@ def prepare(question: SimulationQuestion) -> Prepared:
     return Prepared(question, limits, steps, *_priced(question, question.decode, shared, longest))
 
 
+def _planned_ahead(question: SimulationQuestion) -> bool:
+    asked = question.engine.async_scheduling
+    return question.backend in PLANNING_AHEAD if asked is None else asked
+
+
 def _steps_of(question: SimulationQuestion, shared: Question, longest: int) -> StepsOf:
     """Price the first pool with another number of ranks; its experts spread over all of them."""
 
@@ -143,7 +154,7 @@ def _priced(
         prefix_cache=asked.prefix_cache,
         mtp_tokens=asked.mtp_tokens,
         mtp_acceptance_ratio=asked.mtp_acceptance,
-        async_scheduling=asked.async_scheduling,
+        async_scheduling=_planned_ahead(question),
         prefill_first=scheduler.policy == "prefill_first",
     )
     ranks = pool.tp * pool.dp
@@ -270,6 +281,8 @@ def _answer(ready: Prepared, found: dict[Side, list[dict[str, float]]]) -> Simul
 def _assumptions(ready: Prepared) -> tuple[str, ...]:
     limits = ready.limits
     shared = "prompts pause decoding" if limits.prefill_first else "prompts share iterations"
+    if limits.async_scheduling:
+        shared += ", iterations planned ahead"
     said = [
         f"engine: {limits.max_num_seqs} sequences and {limits.max_num_batched_tokens} tokens an "
         f"iteration, KV blocks of {limits.block_tokens} tokens; {shared}",

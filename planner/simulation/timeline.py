@@ -38,8 +38,9 @@ class LoadTimeline:
 
     def look(self, group: Group, now_s: float) -> None:
         """Note the group if its queue or running set changed."""
-        waiting = group.waiting
-        running = sum(rank.running for rank in group.ranks)
+        waiting, running = group.waiting, 0
+        for rank in group.ranks:
+            running += rank.running
         last_s, *last = self._last.get(group.index, (-math.inf, -1, -1))
         if last == [waiting, running]:
             return
@@ -47,8 +48,10 @@ class LoadTimeline:
         self._last[group.index] = (now_s if keep else last_s, waiting, running)
         if not keep:
             return
-        blocks = sum(rank.kv.blocks for rank in group.ranks)
-        used = sum(rank.kv.used for rank in group.ranks)
+        blocks = used = 0
+        for rank in group.ranks:
+            blocks += rank.kv.blocks
+            used += rank.kv.used
         row = (now_s, group.index, waiting, running, used / blocks)
         for column, value in zip(self._columns.values(), row, strict=True):
             column.append(value)

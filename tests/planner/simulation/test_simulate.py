@@ -36,7 +36,7 @@ def question(**fields: Any) -> SimulationQuestion:
 
 def test_one_request_equals_the_priced_passes() -> None:
     isl, osl = 96, 9
-    asked = question(layout={"tp": 2})
+    asked = question(layout={"tp": 2}, engine={"max_num_seqs": 16, "async_scheduling": False})
     ready = prepare(asked)
     contexts = tuple(range(isl + 1, isl + osl))
     axes = GridAxes((isl,), (0,), (1,), contexts)
@@ -189,7 +189,7 @@ def test_limits_default_to_the_engines() -> None:
     ready = prepare(question(engine={}))
     assert ready.limits == replace(
         EngineLimits(), max_num_seqs=1024, max_num_batched_tokens=8192,
-        kv_blocks=ready.limits.kv_blocks,
+        kv_blocks=ready.limits.kv_blocks, async_scheduling=True,
     )  # fmt: skip
 
 
