@@ -20,7 +20,7 @@ from planner.moe_model import MoeModel
 from planner.point import ErrorText, Estimated, MemorySummary, Point, PoolPoint
 from planner.pricing import Priced, Question, price
 from planner.quantities import Estimate, Source
-from planner.timing.serving import KEY, SIDES, serving_table
+from planner.timing.serving import KEY, SIDES, beside, pool_ttft, serving_table
 from planner.timing.step import stage_shares, weakest_source
 from planner.training import TrainingPoint, estimate_training, is_training
 from planner.work.memory import MEMORY
@@ -134,14 +134,39 @@ class Group:
         if asked:
             held |= self._concurrency_of_rate(asked)
         priced = price(self.passes(held), self.question)
-        table = self._table(priced)
-        return [self._answer(i, table, priced) for i in range(len(self.points))]
+        running = self._running(priced, held)
+        if running != held:
+            priced = price(self.passes(running), self.question)
+        table, source = self._table(priced), weakest_source(priced.timed)
+        return [
+            self._answer(i, table, priced, (source, held[i] - running[i]))
+            for i in range(len(self.points))
+        ]
+
+    def _running(self, priced: Priced, held: dict[int, float]) -> dict[int, float]:
+        """Sequences that run at once: the asked ones, or what cache memory and scheduler hold.
+
+        A running sequence has on average half of its answer cached. Where not even the weights fit,
+        the asked load stands and `fits` says no.
+        """
+        engine, device = self.question.engine, self.question.cluster.device
+        limit = device.capacity_bytes * engine.memory_fraction.value
+        running = dict(held)
+        for row in priced.passes.filter(phase="decode").iter_rows(named=True):
+            grown = row["past_tokens"] / row["context_tokens"]
+            each = row["kv_bytes"] * grown / row["batch"]
+            left = limit - (row["total_bytes"] - row["kv_bytes"])
+            if left <= each or row["batch"] <= 1:
+                continue
+            most = min(left // max(each, 1.0), float(engine.scheduler.sequences.value))
+            if most < row["batch"]:
+                running[row["line"]] = held[row["line"]] * max(most, 1.0) / row["batch"]
+        return running
 
     def passes(self, held: dict[int, float]) -> pl.DataFrame:
         """The prefill and decode pass of each line with its sequences in flight."""
-        width = self.question.cluster.devices_per_node
         rows = [row for i, point in enumerate(self.points) if i in held
-                for row in _point_rows(i, point, held[i], width)]  # fmt: skip
+                for row in _point_rows(i, point, held[i], self.question)]  # fmt: skip
         schema = {name: kind for name, kind in POINT.items() if name != "point"}
         schema["line"] = pl.Int64
         return number(pl.DataFrame(rows, schema=schema))
@@ -155,7 +180,22 @@ class Group:
                 pl.coalesce("decode_point", "prefill_point").alias("point")
             )
             table = keyed.join(lines, on="point", maintain_order="left")
-        return {(row["line"], row["role"]): row for row in table.iter_rows(named=True)}
+        rows = {(row["line"], row["role"]): row for row in table.iter_rows(named=True)}
+        if self.points[0].mode == "disagg" and priced.layer is not None:
+            for line, waits in pool_ttft(self.beside(priced.passes), priced.layer).items():
+                rows[line, "prefill"] |= waits
+        return rows
+
+    def beside(self, passes: pl.DataFrame) -> pl.DataFrame:
+        """Decode passes of disaggregated lines beside the prefill pass that feeds them."""
+        pools = pl.DataFrame(
+            [(i, float(_callers(p)), float(p.prefill.workers))
+             for i, p in enumerate(self.points) if p.prefill],
+            schema={"line": pl.Int64, "callers": pl.Float64, "prefill_workers": pl.Float64},
+            orient="row",
+        )  # fmt: skip
+        prefill, decode = (passes.filter(phase=phase) for phase in ("prefill", "decode"))
+        return beside(prefill, decode, pools)
 
     def _concurrency_of_rate(self, asked: list[int]) -> dict[int, float]:
         """Little's law solved by bisection: the fewest users in flight that reach the rate.
@@ -179,8 +219,10 @@ class Group:
                 (high if reached >= (self.points[i].request_rate or 0) else low)[i] = tried[i]
         return high
 
-    def _answer(self, i: int, table: dict[tuple[int, str], Row], priced: Priced) -> Estimated:
-        point, source = self.points[i], weakest_source(priced.timed)
+    def _answer(
+        self, i: int, table: dict[tuple[int, str], Row], priced: Priced, told: tuple[Source, float]
+    ) -> Estimated:
+        point = self.points[i]
         if point.mode == "agg":
             row = table[i, "agg"]
             parts = [(1, row)]
@@ -189,7 +231,15 @@ class Group:
             assert point.decode is not None  # noqa: S101
             parts = [(point.prefill.workers, table[i, "prefill"]),
                      (point.decode.workers, table[i, "decode"])]  # fmt: skip
-        return _estimated(point, parts, priced, self.question, source)
+        return _estimated(point, parts, priced, self.question, told)
+
+
+def _callers(point: Point) -> int:
+    """Requests in flight: the asked ones, or what the decode pool holds."""
+    pool = point.decode
+    if point.concurrency is not None or pool is None:
+        return point.concurrency or 1
+    return pool.batch * pool.dp * pool.pp * pool.workers
 
 
 def _devices(point: Point) -> int:
@@ -207,17 +257,23 @@ def _check(point: Point, question: Question) -> None:
         )  # fmt: skip
     for part in [point] if point.mode == "agg" else [point.prefill, point.decode]:
         layout = point.layout(part)
-        reason = broken_rule(layout, question.model, question.formats.weights.routed)
+        copies = _copies(layout.moe_ep, question.model)
+        reason = broken_rule(layout, question.model, question.formats.weights.routed, copies)
         if reason is not None:
             raise MoesaicError("invalid", f"{reason} (layout {layout})", "/tp")
 
 
-def _point_rows(line: int, point: Point, held: float, node_devices: int) -> list[Row]:
+def _copies(moe_ep: int, model: MoeModel) -> int:
+    """Expert copies that a layer needs so that every rank holds as many."""
+    return -model.moe.experts % moe_ep if model.moe is not None else 0
+
+
+def _point_rows(line: int, point: Point, held: float, question: Question) -> list[Row]:
     """The prefill and decode pass of one line as rows of `POINT`."""
     shared = {
-        "line": line, "osl": float(point.osl), "redundant_experts": 0.0,
+        "line": line, "osl": float(point.osl),
         "step_tokens": tokens_per_step(point.mtp_tokens, point.mtp_acceptance),
-        "node_devices": float(node_devices),
+        "node_devices": float(question.cluster.devices_per_node),
     }  # fmt: skip
     first, second = point.prefill or point, point.decode or point
     prefill_batch = float(first.batch) if isinstance(first, PoolPoint) else 1.0
@@ -234,7 +290,11 @@ def _point_rows(line: int, point: Point, held: float, node_devices: int) -> list
                   "past_tokens": point.isl + point.osl / 2,
                   "context_tokens": float(point.isl + point.osl)}),
     ]  # fmt: skip
-    return [{**shared, **row, **_layout_row(point.layout(part))} for part, row in passes]
+    return [
+        {**shared, **row, **_layout_row(layout),
+         "redundant_experts": float(_copies(layout.moe_ep, question.model))}
+        for layout, row in ((point.layout(part), row) for part, row in passes)
+    ]  # fmt: skip
 
 
 def _ranks(part: Point | PoolPoint) -> int:
@@ -252,21 +312,28 @@ def _side_by_side(row: Row, name: str, source: Source) -> Estimate:
 
 
 def _estimated(
-    point: Point, parts: list[tuple[int, Row]], priced: Priced, question: Question, source: Source
-) -> Estimated:
+    point: Point, parts: list[tuple[int, Row]], priced: Priced, question: Question,
+    told: tuple[Source, float],
+) -> Estimated:  # fmt: skip
+    """Write one line's answer; `told`: certainty, and requests that wait for memory or a seat."""
+    source, waiting = told
     rows = {row["role"]: row for _, row in parts}
     decode, prefill = (rows.get("agg") or rows[role] for role in ("decode", "prefill"))
     devices = sum(workers * row["devices"] for workers, row in parts)
-    rate = {side: min(w * row[f"request_rate_{side}"] for w, row in parts) for side in SIDES}
+    rate = _rates(point, parts)
 
     def per_device(tokens: float) -> Estimate:
         return Estimate(**{s: rate[s] * tokens / devices for s in SIDES}, source=source)
 
     output = per_device(point.osl)
     memory = _memory(priced, decode, question)
+    ttft = _side_by_side(prefill, "ttft_s", source)
+    if waiting > 0:
+        turns = {"low": rate["high"], "typical": rate["typical"], "high": rate["low"]}
+        ttft = Estimate(**{s: getattr(ttft, s) + waiting / turns[s] for s in SIDES}, source=source)
     return Estimated(
         id=point.id,
-        ttft_s=_side_by_side(prefill, "ttft_s", source),
+        ttft_s=ttft,
         tpot_s=_side_by_side(decode, "tpot_s", source),
         itl_s=_side_by_side(decode, "tpot_s", source),
         output_tokens_per_s_per_device=output,
@@ -281,8 +348,19 @@ def _estimated(
                 priced.passes["host_s"][decode["decode_point"]],
             )
         ),
-        assumptions=_assumptions(point, question, memory),
+        assumptions=_assumptions(point, question, memory, waiting),
     )
+
+
+def _rates(point: Point, parts: list[tuple[int, Row]]) -> dict[str, float]:
+    """Requests per second: the slower pool, and no more than the callers' closed loop gives."""
+    rate = {side: min(w * row[f"request_rate_{side}"] for w, row in parts) for side in SIDES}
+    if point.mode == "disagg" and point.concurrency is not None:
+        (_, prefill), (_, decode) = parts
+        for side, slow in (("low", "high"), ("typical", "typical"), ("high", "low")):
+            turn = prefill[f"ttft_s_{slow}"] + (point.osl - 1) * decode[f"tpot_s_{slow}"]
+            rate[side] = min(rate[side], point.concurrency / turn)
+    return rate
 
 
 def _energy(question: Question, output: Estimate) -> Estimate | None:
@@ -307,8 +385,15 @@ def _memory(priced: Priced, row: Row, question: Question) -> MemorySummary:
     )
 
 
-def _assumptions(point: Point, question: Question, memory: MemorySummary) -> tuple[str, ...]:
-    texts = list(question.model.assumptions)
+def _assumptions(
+    point: Point, question: Question, memory: MemorySummary, waiting: float
+) -> tuple[str, ...]:
+    texts = [*question.model.assumptions, *question.engine.assumptions]
+    if waiting > 0:
+        texts.append(
+            f"concurrency: {_callers(point) - waiting:.0f} of {_callers(point)} requests run at "
+            "once, more neither memory nor the scheduler holds; the others wait, and ttft says so"
+        )
     if point.cluster is None:
         texts.append(f"cluster: {question.cluster.name} taken for device {point.device}")
     if memory.total_bytes > memory.capacity_bytes:

@@ -49,14 +49,15 @@ class Term(Document):
     """A feature's name; `1`: constant."""
     where: str = "any"
     """A label; `any`: everywhere."""
-    value: float  # unit: natural logarithm
+    log_ratio: float
+    """Natural logarithm of the multiplier."""
 
 
 class Spread(Document):
     """Quantiles of log(measured / estimated) on rows not fitted on."""
 
-    low: float  # unit: natural logarithm
-    high: float  # unit: natural logarithm
+    low_log_ratio: float
+    high_log_ratio: float
     rows: int
 
 
@@ -119,7 +120,7 @@ def exponents(
     total = np.zeros_like(features["1"])
     for term in terms:
         if term.on == part and term.where in labels:
-            total = total + term.value * features[term.by]
+            total = total + term.log_ratio * features[term.by]
     limited: Array = np.clip(total, -EXPONENT_LIMIT, EXPONENT_LIMIT)
     return limited
 
@@ -141,7 +142,9 @@ class Parts:
 
     def total(self, terms: Sequence[Term], labels: frozenset[str]) -> Array:
         """The quantity."""
-        total: Array = np.sum(list(self.scaled(terms, labels).values()), axis=0)
+        total = np.zeros_like(self.features["1"])
+        for part in self.scaled(terms, labels).values():
+            total = total + part  # in one order, so that an answer repeats to the bit
         return total
 
 
@@ -240,6 +243,7 @@ def ttft_parts(load: Load) -> Parts:
         "osl": np.log(load.osl / 2900), "busy": np.log(busy + 0.01) + 2,
         "spread": (load.ranks > 1).astype(float), "tp": np.log2(load.tp) - 2,
         "pooled": load.pooled, "pooled_callers": load.pooled * callers,
+        "median": 0 * one, "median_callers": 0 * one,  # an answer is a mean
     })  # fmt: skip
 
 
@@ -265,11 +269,22 @@ def find_layer(engine: Engine, device: Device, dtype_name: str) -> Layer | None:
     fitted = {term.where for term in fit.tpot.terms}
     if engine.name not in fitted or generation(device) not in fitted:
         return None
-    width = DTYPES[dtype_name].compute
-    labels = labels_of(engine, device, width) | {_version_label(engine, fitted)}
+    labels = find_labels(engine, device, dtype_name) | {_version_label(engine, fitted)}
     key = f"{engine.name}|{device.name}"
     spreads = [q.known.get(key) or q.known["any"] for q in (fit.tpot, fit.ttft)]
     return Layer(fit, labels, spreads[0], spreads[1])
+
+
+def find_labels(engine: Engine, device: Device, dtype_name: str) -> frozenset[str]:
+    """Labels of a question whose experts are stored as `dtype_name`."""
+    width = dtype_name if dtype_name == "bf16" else str(round(16 * _narrowness(dtype_name)))
+    return labels_of(engine, device, {"16": "bf16", "8": "fp8", "4": "fp4"}.get(width, width))
+
+
+def _narrowness(dtype_name: str) -> float:
+    """Stored width over 16 bits, to the next power of two: 1, 1/2 or 1/4."""
+    width = DTYPES[dtype_name].weight_bytes
+    return 1.0 if width > 1.5 else 0.5 if width > 0.75 else 0.25  # noqa: PLR2004 - bytes
 
 
 def _version_label(engine: Engine, fitted: set[str]) -> str:
@@ -291,6 +306,6 @@ def fitted_passes(passes: pl.DataFrame, layer: Layer | None) -> pl.DataFrame:
     typical = np.where((raw["phase"] == "decode").to_numpy(), decode, prefill)
     return raw.with_columns(
         pl.Series("typical_s", typical),
-        pl.Series("low_s", typical * np.exp(layer.tpot.low)),
-        pl.Series("high_s", typical * np.exp(layer.tpot.high)),
+        pl.Series("low_s", typical * np.exp(layer.tpot.low_log_ratio)),
+        pl.Series("high_s", typical * np.exp(layer.tpot.high_log_ratio)),
     )

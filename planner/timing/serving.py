@@ -132,7 +132,7 @@ def paired(prefill: pl.DataFrame, decode: pl.DataFrame, by: tuple[str, ...]) -> 
 def _fitted(both: pl.DataFrame, layer: Layer) -> pl.DataFrame:
     """A worker that does both, parts of TPOT and TTFT weighed by the fitted engine layer."""
     tpot = tpot_parts(both).total(layer.fit.tpot.terms, layer.labels)
-    ttft = ttft_parts(_load(both)).total(layer.fit.ttft.terms, layer.labels)
+    ttft = ttft_parts(load_of(both)).total(layer.fit.ttft.terms, layer.labels)
     grown = pl.max_horizontal(
         pl.col("prefill_activation_bytes") - pl.col("activation_bytes"), pl.lit(0.0)
     )
@@ -148,26 +148,61 @@ def _fitted(both: pl.DataFrame, layer: Layer) -> pl.DataFrame:
 
 
 def _sides(name: str, typical: Array, spread: Spread) -> list[pl.Series]:
-    factors = (float(np.exp(spread.low)), 1.0, float(np.exp(spread.high)))
+    factors = (float(np.exp(spread.low_log_ratio)), 1.0, float(np.exp(spread.high_log_ratio)))
     return [
         pl.Series(f"{name}_{side}", typical * factor)
         for side, factor in zip(SIDES, factors, strict=True)
     ]
 
 
-def _load(both: pl.DataFrame) -> Load:
+def load_of(both: pl.DataFrame) -> Load:
+    """What a prompt meets, from decode passes beside their prefill pass."""
     get = {
         name: both[name].to_numpy()
         for name in ("batch", "dp", "pp", "tp", "isl", "osl", "typical_s_prefill",
                      "prefill_batch", "typical_s", "step_tokens", "prefill_launch_count")
     }  # fmt: skip
-    per_rank = get["batch"] * get["pp"]
+    pooled = "prefill_ranks" in both.columns
+    per_rank, ranks = get["batch"] * get["pp"], get["dp"]
+    callers = per_rank * ranks
+    if pooled:
+        callers, ranks = both["callers"].to_numpy(), both["prefill_ranks"].to_numpy()
+        per_rank = callers / ranks
     return Load(
-        callers=per_rank * get["dp"], per_rank=per_rank, isl=get["isl"], osl=get["osl"],
+        callers=callers, per_rank=per_rank, isl=get["isl"], osl=get["osl"],
         prompt_s=get["typical_s_prefill"] / get["prefill_batch"],
         step_s=get["typical_s"] / get["step_tokens"], launches=get["prefill_launch_count"],
-        tp=get["tp"], ranks=get["dp"], pooled=np.zeros_like(per_rank),
+        tp=get["tp"], ranks=ranks, pooled=np.full_like(per_rank, float(pooled)),
     )  # fmt: skip
+
+
+def beside(prefill: pl.DataFrame, decode: pl.DataFrame, pools: pl.DataFrame) -> pl.DataFrame:
+    """Decode passes beside the prefill pass of another pool that feeds them.
+
+    Args:
+        prefill: priced passes with `line`.
+        decode: priced passes with `line`.
+        pools: `line`, `callers` (requests in flight) and `prefill_workers`.
+    """
+    first = prefill.select(
+        "line", pl.col("batch").alias("prefill_batch"), pl.col("dp").alias("prefill_dp"),
+        (pl.col("new_tokens") + pl.col("past_tokens")).alias("isl"),
+        pl.col("launch_count").alias("prefill_launch_count"),
+        *(pl.col(f"{name}_s").alias(f"{name}_s_prefill") for name in (*SIDES, "raw")),
+    )  # fmt: skip
+    both = decode.join(first, on="line", maintain_order="left")
+    return both.join(pools, on="line", maintain_order="left").with_columns(
+        pl.lit(0.0).alias("held_up"),
+        (pl.col("prefill_dp") * pl.col("prefill_workers")).alias("prefill_ranks"),
+    )
+
+
+def pool_ttft(both: pl.DataFrame, layer: Layer) -> dict[int, dict[str, float]]:
+    """TTFT of disaggregated lines under their load, by line and side (`beside` makes `both`)."""
+    ttft = ttft_parts(load_of(both)).total(layer.fit.ttft.terms, layer.labels)
+    sides = _sides("ttft_s", ttft, layer.ttft)
+    rows = pl.DataFrame([both["line"], *sides]).iter_rows(named=True)
+    return {row.pop("line"): row for row in rows}
 
 
 def _aggregated(both: pl.DataFrame) -> pl.DataFrame:

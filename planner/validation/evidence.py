@@ -44,6 +44,8 @@ class Figure:
     setting: str
     """closed_loop, open_loop or offline."""
     notes: tuple[str, ...] = ()
+    statistic: str = "mean"
+    """mean or median over requests."""
     tags: dict[str, str] = field(default_factory=dict)
     """What errors are grouped by: source, engine, machine, family, model, precision."""
 
@@ -118,7 +120,10 @@ def read_figure(row: dict[str, str]) -> Figure:
         "model": point["model"], "mode": point["mode"], "precision": point["precision"],
     }  # fmt: skip
     value = convert(_number(row), total, point)
-    return Figure(row["id"], point, target, value, row["source"], setting, layout.notes, tags)
+    statistic = "median" if row["metric"].startswith("median") else "mean"
+    return Figure(
+        row["id"], point, target, value, row["source"], setting, layout.notes, statistic, tags
+    )
 
 
 def source_family(identifier: str) -> str:

