@@ -1,14 +1,19 @@
 """Integer programmes stated with PuLP and solved by HiGHS; the only file that knows either.
 
 A solution carries status, bound and gap, read from the solver itself: on a time limit PuLP reports
-"Optimal", and on an infeasible model it still returns numbers.
+"Optimal", and on an infeasible model it still returns numbers. `python -m planner.search.solver`
+solves an MPS file in a process of its own, which can be killed.
 """
 
 from __future__ import annotations
 
+import json
 import math
+import subprocess
+import sys
+import tempfile
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -74,32 +79,123 @@ class Programme:
     def solve(
         self, *, time_limit_s: float = 60.0, gap_ratio: float = 1e-6, threads: int = 1
     ) -> Solution:
-        """Solve with HiGHS, fixed seed and threads.
+        """Solve with HiGHS in this process, fixed seed and threads.
 
         Raises:
-            MoesaicError: `internal` when the solver itself fails.
+            MoesaicError: `internal` when the time limit comes before any solution, or the solver
+                fails.
         """
         solver = pulp.HiGHS(
             msg=False, timeLimit=time_limit_s, gapRel=gap_ratio, threads=threads, random_seed=0
         )
         self._problem.solve(solver)
-        return _read(self._problem)
+        values = {v.name: float(v.varValue or 0.0) for v in self._problem.variables()}
+        return self._solution(_ended(self._problem.solverModel), values, time_limit_s)
+
+    def solve_apart(
+        self, *, time_limit_s: float, memory_limit_bytes: float, gap_ratio: float = 1e-6
+    ) -> Solution:
+        """Solve as `solve` does, in a process of its own that is killed beyond its limits.
+
+        Starting it takes about 0.3 s; worth it where a programme may outgrow this machine.
+
+        Raises:
+            MoesaicError: as `solve`, and `internal` when the process had to be killed.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            model = Path(folder) / "model.mps"
+            self._problem.writeMPS(str(model), mpsSense=pulp.LpMinimize)
+            asked = {"model": str(model), "time_limit_s": time_limit_s, "gap_ratio": gap_ratio,
+                     "memory_limit_bytes": memory_limit_bytes}  # fmt: skip
+            said = _run_apart(asked)
+        return self._solution(Ended(**said["ended"]), said["values"], time_limit_s)
+
+    def _solution(self, ended: Ended, values: dict[str, float], time_limit_s: float) -> Solution:
+        if ended.status in ("kInfeasible", "kUnboundedOrInfeasible"):
+            return Solution("infeasible", math.nan, math.nan, math.nan, ended.run_s, {})
+        if ended.status == "kUnbounded":
+            return Solution("unbounded", math.nan, math.nan, math.nan, ended.run_s, {})
+        # PuLP hands HiGHS a minimisation, whichever was asked.
+        sign = -1.0 if self._problem.sense == pulp.LpMaximize else 1.0
+        whole = any(v.cat == "Integer" for v in self._problem.variables())
+        objective = sign * ended.objective
+        bound = sign * ended.bound if whole else objective
+        if not ended.found:
+            raise MoesaicError(
+                "internal",
+                f"{self._problem.name}: no solution within {time_limit_s:g} s ({ended.status}), "
+                f"none can be better than {bound:.6g}; allow more time or ask for less",
+            )
+        gap = abs(bound - objective) / max(abs(objective), 1e-12)
+        status: Status = "optimal" if ended.status == "kOptimal" else "feasible"
+        return Solution(status, objective, bound, gap, ended.run_s, values)
 
 
-def _read(problem: Any) -> Solution:  # noqa: ANN401 - PuLP has no types
-    highs = problem.solverModel
-    info, model_status = highs.getInfo(), str(highs.getModelStatus()).rpartition(".")[2]
-    if model_status in ("kInfeasible", "kUnboundedOrInfeasible"):
-        return Solution("infeasible", math.nan, math.nan, math.nan, highs.getRunTime(), {})
-    if model_status == "kUnbounded":
-        return Solution("unbounded", math.nan, math.nan, math.nan, highs.getRunTime(), {})
-    if str(info.primal_solution_status) not in ("2", "SolutionStatus.kSolutionStatusFeasible"):
-        raise MoesaicError("internal", f"the solver stopped ({model_status}) without any solution")
-    sign = -1.0 if problem.sense == pulp.LpMaximize else 1.0  # PuLP hands HiGHS a minimisation
-    objective = sign * float(info.objective_function_value)
-    whole = any(v.cat == "Integer" for v in problem.variables())
-    bound = sign * float(info.mip_dual_bound) if whole else objective
-    gap = abs(bound - objective) / max(abs(objective), 1e-12)
-    status: Status = "optimal" if model_status == "kOptimal" else "feasible"
-    values = {v.name: float(v.varValue or 0.0) for v in problem.variables()}
-    return Solution(status, objective, bound, gap, highs.getRunTime(), values)
+@dataclass(frozen=True)
+class Ended:
+    """How a run of HiGHS ended, in its own minimising sense."""
+
+    status: str
+    found: bool
+    objective: float
+    bound: float
+    run_s: float
+
+
+def _ended(highs: Any) -> Ended:  # noqa: ANN401 - highspy has no types
+    info = highs.getInfo()
+    return Ended(
+        status=str(highs.getModelStatus()).rpartition(".")[2],
+        found=str(info.primal_solution_status) in ("2", "SolutionStatus.kSolutionStatusFeasible"),
+        objective=float(info.objective_function_value),
+        bound=float(info.mip_dual_bound),
+        run_s=float(highs.getRunTime()),
+    )
+
+
+GRACE_S = 5.0
+"""A process may take this long beyond its time limit to start, read the model and write."""
+
+
+def _run_apart(asked: dict[str, Any]) -> dict[str, Any]:
+    command = [sys.executable, "-m", __name__, json.dumps(asked)]
+    limit_s = asked["time_limit_s"] + GRACE_S
+    try:
+        done = subprocess.run(  # noqa: S603 - our own interpreter and module
+            command, capture_output=True, text=True, timeout=limit_s, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise MoesaicError("internal", f"the solver was killed after {limit_s:g} s") from None
+    if done.returncode:
+        raise MoesaicError(
+            "internal",
+            f"the solver's process ended with status {done.returncode}; it may use "
+            f"{asked['memory_limit_bytes'] / 2**30:.2f} GiB and {asked['time_limit_s']:g} s",
+        )
+    said: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return said
+
+
+def _solve_file(asked: dict[str, Any]) -> dict[str, Any]:
+    """Inside the process of its own: solve a file under a memory limit."""
+    import resource
+
+    import highspy
+
+    most = int(asked["memory_limit_bytes"])
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    highs: Any = highspy.Highs  # it carries no types
+    highs = highs()
+    options = {"output_flag": False, "time_limit": asked["time_limit_s"], "threads": 1,
+               "mip_rel_gap": asked["gap_ratio"], "random_seed": 0}  # fmt: skip
+    for name, value in options.items():
+        highs.setOptionValue(name, value)
+    highs.readModel(asked["model"])
+    highs.run()
+    names = highs.getLp().col_names_
+    values = dict(zip(names, highs.getSolution().col_value, strict=False))
+    return {"ended": asdict(_ended(highs)), "values": values}
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(_solve_file(json.loads(sys.argv[1]))) + "\n")
