@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import polars as pl
 
 from hwprofiles.errors import MoesaicError
@@ -20,10 +21,12 @@ from planner.candidates import POINT, Layout, broken_rule, number, tokens_per_st
 from planner.moe_model import MoeModel
 from planner.pricing import Question, price
 from planner.quantities import Source
+from planner.routing import expert_shares
+from planner.simulation.drawn_load import DrawnLoadSeconds, busy_factors
 from planner.simulation.elastic import WorkerBytes
 from planner.simulation.grid import Grid
 from planner.simulation.rank import EngineLimits
-from planner.simulation.step_seconds import Iteration
+from planner.simulation.step_seconds import Iteration, StepSeconds
 from planner.timing.step import weakest_source
 
 _NOT_EXPERTS = ("shared_bytes", "dense_bytes", "attention_bytes", "embedding_bytes")
@@ -95,6 +98,7 @@ class PlannedSteps:
                 f"{question.cluster.device_count}",
                 "/tp",
             )
+        self._question, self._layout = question, layout
         self._axes = axes
         self._hides_host = limits.async_scheduling
         self.priced = price(_passes(axes, layout, limits, question), question)
@@ -118,6 +122,27 @@ class PlannedSteps:
             Grid(decode, ["batch", "past_tokens"], f"{side}_s"),
             self._axes.context_tokens[0],
         )
+
+    def drawn(self, side: Side, seed: int) -> StepSeconds:
+        """Step seconds with the experts' load drawn for every batch.
+
+        A model without experts or a worker with one expert rank has nothing to draw.
+        """
+        planned, moe = self.seconds(side), self._question.model.moe
+        ranks = self._layout.moe_ep
+        if moe is None or ranks == 1 or moe.experts % ranks:
+            return planned
+        shares = expert_shares(self._question.routing, moe, len(self._question.model.moe_layers))
+        spent = self.priced.timed.filter(kernel="grouped_gemm")
+        seconds = (spent[f"{side}_s"] * spent["repeat_count"]).to_numpy()
+        passes = self.priced.passes
+        by_point = np.bincount(spent["point"].to_numpy(), seconds, passes.height)
+        filled = passes.with_columns(pl.Series("experts_s", by_point[passes["point"].to_numpy()]))
+        grids = (
+            Grid(filled.filter(phase="prefill"), ["new_tokens", "past_tokens"], "experts_s"),
+            Grid(filled.filter(phase="decode"), ["batch", "past_tokens"], "experts_s"),
+        )
+        return DrawnLoadSeconds(planned, grids, busy_factors(shares, moe, ranks, seed), seed)
 
     def kv_blocks(self, capacity_bytes: float, block_tokens: int) -> int:
         """KV blocks of one rank beside weights, buffers and the largest pass's activations.

@@ -182,6 +182,9 @@ class SimulationQuestion(Document):
     """Engines that decode what `layout` prefilled; KV caches travel between them."""
     engine: EngineSettings = EngineSettings()
     load: Load
+    expert_load: Literal["expected", "drawn"] = "expected"
+    """Whether every batch has the average load of the busiest expert rank, or one drawn from the
+    routing."""
     requests: Count | None = None
     """Requests to simulate; none: the whole trace. Drawn load needs a number."""
     slo: SloLimits = SloLimits()

@@ -42,6 +42,7 @@ from planner.simulation.question import (
 from planner.simulation.rank import EngineLimits
 from planner.simulation.record import RequestLog
 from planner.simulation.serving import Options, Pool, Serving, Split
+from planner.simulation.step_seconds import StepSeconds
 from planner.simulation.summary import Slo, banded, measures
 from planner.work.sheet import formats_of
 
@@ -175,12 +176,18 @@ def run_once(
 ) -> Serving:
     """Run one seed with one side of the estimates."""
     question = ready.question
-    pool = _pool(question.layout, ready.limits, ready.steps, side)
+
+    def drawn(steps: PlannedSteps) -> StepSeconds:
+        if question.expert_load == "drawn":
+            return steps.drawn(side, seed)
+        return steps.seconds(side)
+
+    pool = _pool(question.layout, ready.limits, ready.steps, drawn)
     split = None
     if question.decode is not None:
         assert ready.decode_limits is not None  # noqa: S101 - prepared with the decode pool
         assert ready.decode_steps is not None  # noqa: S101
-        decode = _pool(question.decode, ready.decode_limits, ready.decode_steps, side)
+        decode = _pool(question.decode, ready.decode_limits, ready.decode_steps, drawn)
         tier = question.cluster.tier_for(question.cluster.device_count)
         split = Split(
             decode,
@@ -197,8 +204,11 @@ def run_once(
     return Serving(pool, source_of(question, seed), split, options).run()
 
 
-def _pool(layout: PoolLayout, limits: EngineLimits, steps: PlannedSteps, side: Side) -> Pool:
-    return Pool(limits, steps.seconds(side), layout.replicas, layout.dp, layout.router)
+def _pool(
+    layout: PoolLayout, limits: EngineLimits, steps: PlannedSteps,
+    seconds: Callable[[PlannedSteps], StepSeconds],
+) -> Pool:  # fmt: skip
+    return Pool(limits, seconds(steps), layout.replicas, layout.dp, layout.router)
 
 
 def source_of(question: SimulationQuestion, seed: int) -> Iterator[Request] | ClosedLoop:
@@ -241,8 +251,8 @@ def _longest_tokens(question: SimulationQuestion) -> int:
 
 
 def _seeds(question: SimulationQuestion) -> int:
-    draws = question.engine.mtp_tokens > 0 or question.load.kind != "trace"
-    return question.seeds if draws else 1
+    draws = question.engine.mtp_tokens > 0 or question.expert_load == "drawn"
+    return question.seeds if draws or question.load.kind != "trace" else 1
 
 
 def _listener(number: int, on_progress: Progress | None) -> Callable[[int, float], None] | None:
