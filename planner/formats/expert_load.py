@@ -41,6 +41,10 @@ def read_expert_load(path: Path, experts: int | None = None) -> MeasuredRouting:
     Raises:
         MoesaicError: `invalid` when the file holds no such matrix or counts are not numbers >= 0.
     """
+    if experts is not None and not 1 <= experts <= MOST_EXPERTS:
+        raise MoesaicError(
+            "invalid", f"experts {experts} lie not in 1 to {MOST_EXPERTS}", "/routing"
+        )
     counts, source = _read(path, experts)
     matrix = _matrix(counts, path)
     if experts is not None and matrix.shape[1] < experts:

@@ -52,17 +52,23 @@ def chances(table: Shares, moe: MoeFfn) -> Array:
     return _capped(even, moe.top_k // groups).reshape(shares.shape)
 
 
+LEAST_SHARE = 1e-12
+"""Experts without load are still chosen where a token has too few others."""
+
+
 def _capped(shares: Array, top_k: int) -> Array:
-    found = shares * top_k
-    for _ in range(8):
-        over = found > 1
-        if not over.any():
-            break
-        room = np.where(over, 0.0, found)
-        missing = top_k - np.minimum(found, 1).sum(axis=1, keepdims=True)
-        total = np.maximum(room.sum(axis=1, keepdims=True), 1e-300)
-        found = np.where(over, 1.0, found) + room * missing / total
-    return found
+    """Chances min(1, scale · share) that sum to top_k in each row: the scale that does so."""
+    if top_k >= shares.shape[1]:
+        return np.ones_like(shares)
+    held = np.maximum(shares, LEAST_SHARE)
+    largest = -np.sort(-held, axis=1)
+    rest = np.cumsum(largest[:, ::-1], axis=1)[:, ::-1][:, : top_k + 1]
+    scales = (top_k - np.arange(top_k + 1)) / rest
+    fits = scales * largest[:, : top_k + 1] <= 1
+    scale = np.take_along_axis(scales, fits.argmax(axis=1)[:, None], axis=1)
+    capped = np.arange(top_k + 1) < fits.argmax(axis=1)[:, None]
+    least = np.where(capped, largest[:, : top_k + 1], np.inf).min(axis=1, keepdims=True)
+    return np.where(held >= least, 1.0, np.minimum(scale * held, 1.0))
 
 
 @lru_cache(maxsize=256)
@@ -82,7 +88,7 @@ def drawn_choices(table: Shares, moe: MoeFfn, tokens: int, *, limited: bool = Fa
     draws = np.random.default_rng(tokens)
     rates = -np.log1p(-np.minimum(chances(table, moe), 1 - 1e-9)).astype(np.float32)
     layers, each = len(rates), max(-(-DRAWS // len(rates)), 1)
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore", over="ignore"):
         times = draws.standard_exponential((layers, each * tokens, moe.experts), np.float32)
         times /= rates[:, None, :]
     chosen = _top(-times.reshape(-1, moe.experts), moe, limited=limited)

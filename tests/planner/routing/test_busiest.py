@@ -11,6 +11,7 @@ from hwprofiles.errors import MoesaicError
 from planner.model_library import load_model
 from planner.moe_model import MoeFfn
 from planner.routing import (
+    DirichletRouting,
     HotRouting,
     MeasuredRouting,
     UniformRouting,
@@ -18,6 +19,7 @@ from planner.routing import (
     device_load,
     expert_shares,
 )
+from planner.routing.draws import Shares, chances
 from planner.routing.imbalance import (
     chosen_max_over_mean,
     expected_imbalance_score,
@@ -58,6 +60,28 @@ def test_one_group_a_rank_is_balanced_by_construction():
     shares = expert_shares(ZipfRouting(kind="zipf", alpha=1.2), GROUPED, 3)
     for tokens in (1, 7, 1000):
         assert load_of(shares, GROUPED, 8, tokens).busy_ratio[0] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("top_k", [1, 8, 32, 64])
+@pytest.mark.parametrize(
+    "routing",
+    [ZipfRouting(kind="zipf", alpha=10), DirichletRouting(kind="dirichlet", alpha=1e-6),
+     DirichletRouting(kind="dirichlet", alpha=1e-3), DirichletRouting(kind="dirichlet", alpha=1e6),
+     HotRouting(kind="hot", hottest_share=0.999)],
+)  # fmt: skip
+def test_extreme_loads_stay_within_what_a_token_can_choose(routing, top_k):
+    """No expert is chosen more than once a token, and every token chooses top_k."""
+    moe = MoeFfn(experts=64, top_k=top_k, width=10)
+    shares = expert_shares(routing, moe, 5)
+    assert shares.sum(axis=1) == pytest.approx(1)
+    found = chances(Shares.of(shares), moe)
+    assert found.max() <= 1 + 1e-9
+    assert found.sum(axis=1) == pytest.approx(top_k, rel=1e-6)
+    ranks = np.array([1, 8, 64, 64])
+    load = device_load(shares, moe, ranks, np.array([100, 100, 1, 10**9]))
+    assert np.isfinite(load.busy_ratio).all()
+    assert (load.busy_ratio >= 1 - 1e-9).all()
+    assert (load.busy_ratio <= 64 / top_k + 1e-6).all()
 
 
 def test_copies_of_hot_experts_even_the_load():
