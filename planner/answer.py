@@ -31,16 +31,19 @@ Row = dict[str, Any]
 OPTIONS, REJECTED, FRONTIER = 8, 6, 160
 
 
-def build_plan(scenario: Scenario, table: pl.DataFrame, priced: Priced, choice: Choice) -> Plan:
+def build_plan(
+    scenario: Scenario, table: pl.DataFrame, priced: tuple[Priced, ...], choice: Choice
+) -> Plan:
     """Write the answer.
 
     Args:
         scenario: the question.
-        table: columns `SERVING`, `row`, `broken`.
-        priced: passes and the timed sheet behind them.
+        table: columns `row`, `CANDIDATE`, `broken`.
+        priced: passes and timed sheet of each machine.
         choice: the programme's answer.
     """
-    source = weakest_source(priced.timed)
+    machines = {int(_row(table, pick.row)["machine"]) for pick in choice.picks}
+    source = weakest_source(pl.concat([priced[m].timed for m in sorted(machines)]))
     options = _options(scenario, table, choice, source)
     best, solution = options[0], choice.solution
     rate = _served([(pool.workers, _row(table, pick.row)) for pool, pick in
@@ -58,6 +61,8 @@ def build_plan(scenario: Scenario, table: pl.DataFrame, priced: Priced, choice: 
         output_tokens_per_s_per_device=best.output_tokens_per_s_per_device,
         output_tokens_per_s=_scaled(rate, osl),
         request_rate=rate,
+        usd_per_million_tokens=_per_token(choice, table, "device_hour_usd", rate, 1e6 / 3600 / osl),
+        energy_j_per_token=_per_token(choice, table, "device_w", rate, 1 / osl),
         options=tuple(options),
         binding=_binding(scenario, table, rate.typical, best.devices),
         rejected=_rejected(scenario, table, best),
@@ -68,7 +73,7 @@ def build_plan(scenario: Scenario, table: pl.DataFrame, priced: Priced, choice: 
             columns_count=choice.columns_count, candidates_count=table.height,
         ),
         assumptions=_assumptions(scenario, source),
-        sources=_sources(scenario),
+        sources=_sources(scenario, machines),
     )  # fmt: skip
 
 
@@ -88,6 +93,21 @@ def _scaled(estimate: Estimate, factor: float) -> Estimate:
 def _inverse(estimate: Estimate) -> Estimate:
     return Estimate(typical=1 / estimate.typical, low=1 / estimate.high, high=1 / estimate.low,
                     source=estimate.source)  # fmt: skip
+
+
+def _per_token(
+    choice: Choice, table: pl.DataFrame, column: str, rate: Estimate, factor: float
+) -> Estimate | None:
+    """Weight of all devices in use for each request served, times a factor; none if unknown."""
+    rows = [(pick.workers, _row(table, pick.row)) for pick in choice.picks]
+    if any(row[column] is None for _, row in rows):
+        return None
+    weight = sum(workers * row["devices"] * row[column] for workers, row in rows)
+    return _scaled(_inverse(rate), weight * factor)
+
+
+def _machine(scenario: Scenario, row: Row) -> str:
+    return scenario.on_machine(int(row["machine"])).cluster.name
 
 
 def _layout(row: Row) -> LayoutOf:
@@ -120,7 +140,7 @@ def _options(
 
 def _same_layout(row: Row) -> pl.Expr:
     """Candidates of the same role and layout as a row, whatever their batch."""
-    keys = ("role", "tp", "dp", "pp", "moe_tp", "moe_ep")
+    keys = ("machine", "role", "tp", "dp", "pp", "moe_tp", "moe_ep")
     return pl.all_horizontal(pl.col(key) == row[key] for key in keys)
 
 
@@ -133,8 +153,8 @@ def _option(scenario: Scenario, parts: list[tuple[int, Row]], rank: int, source:
     return Option(
         rank=rank, mode=mode, devices=devices,
         pools=tuple(
-            OptionPool(role=row["role"], workers=workers, layout=_layout(row),
-                       batch=int(row["batch"]))
+            OptionPool(role=row["role"], machine=_machine(scenario, row), workers=workers,
+                       layout=_layout(row), batch=int(row["batch"]))
             for workers, row in parts
         ),
         ttft_s=_estimate(by_role["agg" if mode == "agg" else "prefill"], "ttft_s", source),
@@ -145,7 +165,10 @@ def _option(scenario: Scenario, parts: list[tuple[int, Row]], rank: int, source:
     )  # fmt: skip
 
 
-def _pool(scenario: Scenario, row: Row, workers: int, priced: Priced, source: Source) -> Pool:
+def _pool(
+    scenario: Scenario, row: Row, workers: int, machines: tuple[Priced, ...], source: Source
+) -> Pool:
+    priced = machines[int(row["machine"])]
     points = {"decode": row["decode_point"], "prefill": row["prefill_point"]}
     held = points["decode"] if points["decode"] is not None else points["prefill"]
     use = priced.passes.row(held, named=True)
@@ -153,11 +176,12 @@ def _pool(scenario: Scenario, row: Row, workers: int, priced: Priced, source: So
     grown = row["total_bytes"] - use["total_bytes"]
     buckets["activation_bytes"] += grown
     return Pool(
-        role=row["role"], workers=workers, devices_per_worker=int(row["devices"]),
+        role=row["role"], machine=_machine(scenario, row), workers=workers,
+        devices_per_worker=int(row["devices"]),
         layout=_layout(row), batch=int(row["batch"]), inflight=int(row["inflight"]),
         request_rate=_estimate(row, "request_rate", source),
         memory=MemoryUse(**buckets, total_bytes=row["total_bytes"],
-                         capacity_bytes=scenario.cluster.device.capacity_bytes),
+                         capacity_bytes=row["capacity_bytes"]),
         breakdown={
             phase: tuple(stage_shares(priced.timed, point, priced.passes["host_s"][point]))
             for phase, point in points.items() if point is not None
@@ -243,11 +267,10 @@ def _assumptions(scenario: Scenario, source: Source) -> tuple[str, ...]:
     return tuple(texts)
 
 
-def _sources(scenario: Scenario) -> tuple[str, ...]:
-    device = scenario.cluster.device
-    facts = [*device.peak_flop_per_s.values(), device.memory[0].bandwidth_bytes_per_s]
-    found = [
-        *scenario.model.sources,
-        *(f"{device.title}: {fact.source} ({fact.date})" for fact in facts),
-    ]
+def _sources(scenario: Scenario, machines: set[int]) -> tuple[str, ...]:
+    found = [*scenario.model.sources]
+    for number in sorted(machines):
+        device = scenario.on_machine(number).cluster.device
+        facts = [*device.peak_flop_per_s.values(), device.memory[0].bandwidth_bytes_per_s]
+        found += [f"{device.title}: {fact.source} ({fact.date})" for fact in facts]
     return tuple(dict.fromkeys(found))

@@ -7,13 +7,11 @@ from pathlib import Path
 from hwprofiles.errors import MoesaicError
 from hwprofiles.files import apply_overrides, read_document
 from planner.answer import build_plan
-from planner.candidates import enumerate_layouts, layout_frame, phase_points
+from planner.machines import price_machines
 from planner.plan import Plan
-from planner.pricing import price, question_of
 from planner.scenario import Scenario, inline_files
 from planner.search.assignment import choose, within_limits
 from planner.search.explanation import why_infeasible
-from planner.timing.serving import serving_table
 
 
 def make_plan(scenario: Scenario) -> Plan:
@@ -22,10 +20,8 @@ def make_plan(scenario: Scenario) -> Plan:
     Raises:
         MoesaicError: `infeasible`, naming the limit that could not be met and by how much.
     """
-    layouts = layout_frame(enumerate_layouts(scenario))
-    priced = price(phase_points(layouts, scenario), question_of(scenario))
-    serving = serving_table(priced.passes, scenario.choices.modes, layer=priced.layer)
-    table = within_limits(serving.with_row_index("row"), scenario)
+    candidates, priced = price_machines(scenario)
+    table = within_limits(candidates, scenario)
     choice = choose(table, scenario)
     if choice is None:
         raise why_infeasible(table, scenario)

@@ -47,6 +47,8 @@ class Pool(Document):
     """Equal workers of one role."""
 
     role: Literal["agg", "prefill", "decode"]
+    machine: str
+    """Name of the cluster that the workers lie on."""
     workers: Annotated[int, Field(ge=1)]
     devices_per_worker: int
     layout: LayoutOf
@@ -80,6 +82,7 @@ class OptionPool(Document):
     """Workers of one role inside an option."""
 
     role: Literal["agg", "prefill", "decode"]
+    machine: str
     workers: int
     layout: LayoutOf
     batch: int
@@ -140,6 +143,10 @@ class Plan(Document):
     output_tokens_per_s: Estimate
     request_rate: Estimate
     """Requests per second of all pools."""
+    usd_per_million_tokens: Estimate | None = None
+    """Dollars for a million output tokens, where every device in use has a price."""
+    energy_j_per_token: Estimate | None = None
+    """Joules of all devices in use for an output token, at their stated power."""
     options: tuple[Option, ...]
     """Ranked ways to serve, the chosen one first."""
     binding: tuple[BindingLimit, ...]

@@ -13,7 +13,7 @@ from hwprofiles.document import Document
 from hwprofiles.errors import MoesaicError
 from hwprofiles.kernels import DTYPES
 from hwprofiles.library import resolve_cluster
-from hwprofiles.units import Seconds, Share
+from hwprofiles.units import Seconds, Share, Watts
 from planner.formats.expert_load import read_expert_load
 from planner.model_library import read_model, resolve_model
 from planner.moe_model import MoeModel
@@ -23,6 +23,7 @@ from planner.workload import Workload
 
 Degree = Annotated[int, Field(ge=1, le=65_536)]
 Degrees = tuple[Degree, ...] | None
+Price = Annotated[float, Field(gt=0, le=1e6)]
 
 
 def _at(path: str, resolve: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -82,8 +83,23 @@ class Limits(Document):
     devices: Annotated[int, Field(ge=1)] | None = None
     memory_share: Share = 0.9
     """Share of a device's memory that weights, cache and buffers may fill."""
+    power_w: Watts | None = None
+    """Watts of all devices in use together."""
+    spare_workers: Annotated[int, Field(ge=0, le=64)] = 0
+    """Workers of each role that may fail with the rest still serving the load (N - 1: one)."""
     side: Literal["typical", "high"] = "high"
     """Hold limits at the typical estimate or at the far side of its interval."""
+
+
+class Machine(Document):
+    """More devices, of another kind, that pools of the same question may use."""
+
+    cluster: Annotated[Cluster, BeforeValidator(_at("/cluster", resolve_cluster))]
+    backend: str | None = None
+    """Engine on these devices; none: the question's own."""
+    precision: str | None = None
+    kv_dtype: str | None = None
+    device_hour_usd: Price | None = None
 
 
 class Scenario(Document):
@@ -99,7 +115,33 @@ class Scenario(Document):
     """How many experts a token runs, where that is not the model's own top-k."""
     choices: Choices = Choices()
     limits: Limits = Limits()
-    objective: Literal["output_tokens_per_s_per_device"] = "output_tokens_per_s_per_device"
+    objective: Literal["output_tokens_per_s_per_device", "cost", "energy"] = (
+        "output_tokens_per_s_per_device"
+    )
+    """Most tokens on the devices there are (under a given rate: fewest devices), or the fewest
+    dollars or joules a token."""
+    device_hour_usd: Price | None = None
+    """Price of one device of `cluster`, as you pay it."""
+    also: tuple[Machine, ...] = ()
+    """Further machines: a pool may lie on any one of them."""
+
+    def on_machine(self, number: int) -> Scenario:
+        """The same question on one machine alone: 0 is `cluster`, then those of `also`."""
+        if number == 0:
+            return self.model_copy(update={"also": ()})
+        machine = self.also[number - 1]
+        own = {"backend": machine.backend, "precision": machine.precision,
+               "kv_dtype": machine.kv_dtype}  # fmt: skip
+        stated = {name: value for name, value in own.items() if value is not None}
+        return self.model_copy(
+            update={"cluster": machine.cluster, "device_hour_usd": machine.device_hour_usd,
+                    "choices": self.choices.model_copy(update=stated), "also": ()}
+        )  # fmt: skip
+
+    @property
+    def device_count(self) -> int:
+        """Devices of all machines."""
+        return self.cluster.device_count + sum(m.cluster.device_count for m in self.also)
 
 
 def inline_files(data: dict[str, Any], folder: Path) -> dict[str, Any]:

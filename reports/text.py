@@ -40,6 +40,7 @@ def plan_text(plan: Plan) -> str:
         views.headline(plan),
         f"TTFT {views.milliseconds(plan.ttft_s)}, TPOT {views.milliseconds(plan.tpot_s)}, "
         f"{views.tokens_rate(plan.output_tokens_per_s_per_device)} output tokens/s/device",
+        *views.price_sentences(plan),
         "",
         text_table(views.OPTION_HEADERS, rows),
         "",

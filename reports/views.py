@@ -120,6 +120,7 @@ def option_row(option: Option) -> OptionRow:
     """Say one option; numbers are typical values."""
     pools = " + ".join(
         f"{pool.workers} × {ROLE[pool.role]} {pool.layout.label()} B{pool.batch}"
+        + f" on {pool.machine}" * (len({p.machine for p in option.pools}) > 1)
         for pool in option.pools
     )
     return OptionRow(
@@ -144,6 +145,16 @@ def headline(plan: Plan) -> str:
     )
     rate = number(plan.output_tokens_per_s_per_device.typical)
     return f"{pools}: {rate} output tokens/s/device on {plan.devices} devices"
+
+
+def price_sentences(plan: Plan) -> list[str]:
+    """What a token costs in dollars and joules, where prices and powers are known."""
+    said = []
+    if plan.usd_per_million_tokens is not None:
+        said.append(f"{tokens_rate(plan.usd_per_million_tokens)} USD per million output tokens")
+    if plan.energy_j_per_token is not None:
+        said.append(f"{tokens_rate(plan.energy_j_per_token)} J per output token at stated power")
+    return said
 
 
 def binding_sentences(plan: Plan) -> list[str]:

@@ -1,14 +1,19 @@
 """The pool programme: which candidate for which role, with how many workers, within every limit.
 
-Variables, for a candidate c of role r: use_c in {0, 1}, workers_c in {0 … devices / devices_c}, and
-the served rate R (requests per second). One candidate a role; aggregated or a pool for each phase.
+Variables, for a candidate c of role r on machine m: use_c in {0, 1}, workers_c in
+{0 … devices of m / devices_c}, and the served rate R (requests per second). One candidate a role;
+aggregated or a pool for each phase; either pool on any machine.
 
-    maximise   R                  (where a rate is asked: minimise devices with R at that rate)
-    subject to R <= Σ workers_c rate_c       over aggregated candidates and the slower pool
-               Σ workers_c devices_c <= devices
+    maximise   R                  (where a rate is asked: minimise devices, dollars or watts)
+    subject to R <= Σ (workers_c - spare use_c) rate_c     over aggregated and the slower pool
+               Σ workers_c devices_c <= devices            for each machine and for all
+               Σ workers_c devices_c watts_c <= power      where it is limited
                use_c <= workers_c <= most_c use_c
                Σ use_agg + Σ use_decode = 1,  Σ use_prefill = Σ use_decode
                Σ workers_c inflight_c >= concurrency, where one is given
+
+Fewest dollars or joules a token without a given rate is a ratio: R less λ times the weight of all
+devices is maximised for rising λ until it is zero (Dinkelbach, Management Science 13, 1967).
 """
 
 from __future__ import annotations
@@ -18,7 +23,8 @@ from typing import Any
 
 import polars as pl
 
-from planner.scenario import Limits, Scenario
+from hwprofiles.errors import MoesaicError
+from planner.scenario import Scenario
 from planner.search.solver import Expression, Programme, Solution
 
 TINY = 1e-6
@@ -46,7 +52,7 @@ class Choice:
 def within_limits(table: pl.DataFrame, scenario: Scenario) -> pl.DataFrame:
     """Add `broken`, the first limit a candidate breaks in words, null where it keeps all."""
     limits, side = scenario.limits, scenario.limits.side
-    room = scenario.cluster.device.capacity_bytes * limits.memory_share
+    room = pl.col("capacity_bytes") * limits.memory_share
     checks = [(pl.col("total_bytes") > room, _too_full(room))]
     for name, label in (("ttft_s", "TTFT"), ("tpot_s", "TPOT")):
         limit = getattr(limits, name)
@@ -58,9 +64,9 @@ def within_limits(table: pl.DataFrame, scenario: Scenario) -> pl.DataFrame:
     return table.with_columns(broken.alias("broken"))
 
 
-def _too_full(room: float) -> pl.Expr:
-    need = (pl.col("total_bytes") / 2**30).round(1).cast(pl.String)
-    return pl.format("needs {} GiB a device, of which {} are free", need, round(room / 2**30, 1))
+def _too_full(room: pl.Expr) -> pl.Expr:
+    need, free = ((size / 2**30).round(1).cast(pl.String) for size in (pl.col("total_bytes"), room))
+    return pl.format("needs {} GiB a device, of which {} are free", need, free)
 
 
 def _too_slow(name: str, label: str, side: str, limit: float) -> pl.Expr:
@@ -76,7 +82,7 @@ def undominated(table: pl.DataFrame, concurrency: int | None) -> pl.DataFrame:
     Exact: limits are checked before, and the programme sees only devices, rate and inflight. With a
     given concurrency a smaller inflight can serve faster, so every inflight keeps its best.
     """
-    keys = ["role", "devices"] if concurrency is None else ["role", "devices", "inflight"]
+    keys = ["machine", "role", "devices"] + ["inflight"] * (concurrency is not None)
     best_first = table.sort(*keys, "request_rate_typical", "row",
                             descending=[False] * len(keys) + [True, False])  # fmt: skip
     return best_first.unique(subset=keys, keep="first", maintain_order=True)
@@ -96,8 +102,12 @@ def choose(table: pl.DataFrame, scenario: Scenario) -> Choice | None:
     columns = undominated(allowed, scenario.workload.concurrency)
     if columns.is_empty():
         return None
-    programme, workers = state_programme(columns, scenario)
-    solution = programme.solve()
+    weights = weights_of(columns, scenario)
+    if scenario.objective != THROUGHPUT and scenario.workload.request_rate is None:
+        solution, workers = _least_ratio(columns, weights, scenario)
+    else:
+        programme, workers = state_programme(columns, weights, scenario)
+        solution = programme.solve()
     if not solution.values:
         return None
     found = [
@@ -106,6 +116,54 @@ def choose(table: pl.DataFrame, scenario: Scenario) -> Choice | None:
     ]
     picks = _quickest([pick for pick in found if pick.workers > 0], allowed)
     return Choice(picks, solution, columns.height)
+
+
+THROUGHPUT = "output_tokens_per_s_per_device"
+WEIGHT = {"cost": "device_hour_usd", "energy": "device_w"}
+"""Column that weighs a device under an objective; devices count as one under throughput."""
+
+
+def weights_of(columns: pl.DataFrame, scenario: Scenario) -> dict[int, float]:
+    """What one device of each candidate costs in the objective's currency, by row.
+
+    Raises:
+        MoesaicError: `invalid` when a machine has no price or no known power.
+    """
+    name = WEIGHT.get(scenario.objective)
+    if name is None:
+        return dict.fromkeys(columns["row"], 1.0)
+    if columns[name].null_count():
+        what = "device_hour_usd" if name == "device_hour_usd" else "a known power_w"
+        raise MoesaicError(
+            "invalid", f"objective {scenario.objective} needs {what} for every machine",
+            "/objective",
+        )  # fmt: skip
+    return dict(zip(columns["row"], columns[name], strict=True))
+
+
+def _least_ratio(
+    columns: pl.DataFrame, weights: dict[int, float], scenario: Scenario
+) -> tuple[Solution, dict[int, Expression]]:
+    """Most requests for each unit of weight: Dinkelbach's iterations, each a programme."""
+    price = 0.0
+    for _ in range(RATIO_STEPS):
+        programme, workers = state_programme(columns, weights, scenario, price)
+        solution = programme.solve()
+        if not solution.values:
+            return solution, workers
+        spent = sum(
+            solution.values[str(workers[row["row"]])] * row["devices"] * weights[row["row"]]
+            for row in columns.iter_rows(named=True)
+        )
+        ratio = solution.values["served"] / spent
+        if ratio <= price * (1 + 1e-9):
+            break
+        price = ratio
+    return solution, workers
+
+
+RATIO_STEPS = 30
+"""Dinkelbach's iterations converge faster than linearly; this many are never needed."""
 
 
 ORDER = ("prefill", "agg", "decode")
@@ -125,6 +183,7 @@ def _quickest(picks: list[Pick], allowed: pl.DataFrame) -> tuple[Pick, ...]:
         latency = "ttft_s_typical" if pick.role == "prefill" else "tpot_s_typical"
         equal = allowed.filter(
             pl.col("role") == pick.role,
+            pl.col("machine") == row["machine"],
             pl.col("devices") == row["devices"],
             pl.col("request_rate_typical") * pick.workers >= served * (1 - 1e-9),
             (pl.col("inflight") >= row["inflight"]) | (pick.role == "prefill"),
@@ -135,9 +194,8 @@ def _quickest(picks: list[Pick], allowed: pl.DataFrame) -> tuple[Pick, ...]:
 
 
 def device_limit(scenario: Scenario) -> int:
-    """Devices a plan may use."""
-    limits: Limits = scenario.limits
-    return min(limits.devices or scenario.cluster.device_count, scenario.cluster.device_count)
+    """Devices a plan may use, all machines together."""
+    return min(scenario.limits.devices or scenario.device_count, scenario.device_count)
 
 
 @dataclass(frozen=True)
@@ -150,38 +208,71 @@ class Column:
 
 
 def state_programme(
-    table: pl.DataFrame, scenario: Scenario
+    table: pl.DataFrame, weights: dict[int, float], scenario: Scenario, price: float = 0.0
 ) -> tuple[Programme, dict[int, Expression]]:
-    """Write the programme of the module's docstring; returns it and the worker variable by row."""
+    """Write the programme of the module's docstring.
+
+    Args:
+        table: undominated candidates.
+        weights: what a device of each row costs in the objective.
+        scenario: limits and workload.
+        price: requests per second that a unit of weight must bring; zero: all weight is free.
+
+    Returns:
+        The programme and the worker variable of each row.
+    """
     wanted = scenario.workload.request_rate
     programme = Programme("pools", maximise=wanted is None)
-    devices = device_limit(scenario)
-    columns = [_column(programme, row, devices) for row in table.iter_rows(named=True)]
+    columns = [_column(programme, row, scenario) for row in table.iter_rows(named=True)]
     roles = {r: [c for c in columns if c.row["role"] == r] for r in ("agg", "prefill", "decode")}
-    used = [(c.workers, c.row["devices"]) for c in columns]
-    programme.require("devices", programme.total(used) <= devices)
+    _devices(programme, columns, scenario)
     _one_each(programme, roles)
     served = programme.number("served", 0, wanted)
-    _serve(programme, roles, served)
+    _serve(programme, roles, served, scenario.limits.spare_workers)
+    spent = [(c.workers, c.row["devices"] * weights[c.row["row"]]) for c in columns]
     if wanted is not None:
         programme.require("request_rate", programme.total([(served, 1)]) >= wanted)
-        programme.objective(programme.total(used))
+        programme.objective(programme.total(spent))
     else:
-        programme.objective(programme.total([(served, 1), *((v, -TINY * n) for v, n in used)]))
+        least = max(price, TINY)
+        programme.objective(programme.total([(served, 1), *((v, -least * n) for v, n in spent)]))
     if scenario.workload.concurrency is not None:
         _hold(programme, roles, served, scenario.workload.concurrency)
     return programme, {c.row["row"]: c.workers for c in columns}
 
 
-def _column(programme: Programme, row: dict[str, Any], devices: int) -> Column:
-    name, most = f"{row['role']}_{row['row']}", devices // int(row["devices"])
+def _column(programme: Programme, row: dict[str, Any], scenario: Scenario) -> Column:
+    name = f"{row['role']}_{row['row']}"
+    most = int(min(row["machine_count"], device_limit(scenario)) // row["devices"])
     column = Column(
         programme.binary(f"use_{name}"), programme.integer(f"workers_{name}", 0, most), row
     )
     link = programme.total([(column.workers, 1), (column.use, -most)])
     programme.require(f"used_{name}", link <= 0)
-    programme.require(f"some_{name}", programme.total([(column.workers, 1), (column.use, -1)]) >= 0)
+    least = 1 + scenario.limits.spare_workers
+    some = programme.total([(column.workers, 1), (column.use, -least)])
+    programme.require(f"some_{name}", some >= 0)
     return column
+
+
+def _devices(programme: Programme, columns: list[Column], scenario: Scenario) -> None:
+    """No machine lends more devices than it has; all together keep the device and power limits."""
+    used = [(c.workers, c.row["devices"]) for c in columns]
+    programme.require("devices", programme.total(used) <= device_limit(scenario))
+    machines = sorted({c.row["machine"] for c in columns})
+    for machine in machines if len(machines) > 1 else ():
+        own = [c for c in columns if c.row["machine"] == machine]
+        held = programme.total([(c.workers, c.row["devices"]) for c in own])
+        programme.require(f"devices_{machine}", held <= own[0].row["machine_count"])
+    if scenario.limits.power_w is not None:
+        unknown = [c for c in columns if c.row["device_w"] is None]
+        if unknown:
+            raise MoesaicError(
+                "outside_evidence", "limits.power_w needs a known power_w of every device",
+                "/limits/power_w",
+            )  # fmt: skip
+        drawn = [(c.workers, c.row["devices"] * c.row["device_w"]) for c in columns]
+        programme.require("power", programme.total(drawn) <= scenario.limits.power_w)
 
 
 Roles = dict[str, list[Column]]
@@ -198,12 +289,20 @@ def _one_each(programme: Programme, roles: Roles) -> None:
     programme.require("paired_pools", paired == 0)
 
 
-def _serve(programme: Programme, roles: Roles, served: Expression) -> None:
+def _serve(programme: Programme, roles: Roles, served: Expression, spare: int) -> None:
     """R is at most what aggregated workers and either pool can do; unused roles can do nothing."""
-    together = [(c.workers, -c.row["request_rate_typical"]) for c in roles["agg"]]
+    together = _rates(roles["agg"], spare)
     for pool in ("prefill", "decode"):
-        rates = [(c.workers, -c.row["request_rate_typical"]) for c in roles[pool]]
+        rates = _rates(roles[pool], spare)
         programme.require(f"rate_{pool}", programme.total([(served, 1), *together, *rates]) <= 0)
+
+
+def _rates(columns: list[Column], spare: int) -> list[tuple[Expression, float]]:
+    """Rates of workers, `spare` of them taken away, as negative terms."""
+    terms = [(c.workers, -c.row["request_rate_typical"]) for c in columns]
+    if spare:
+        terms += [(c.use, spare * c.row["request_rate_typical"]) for c in columns]
+    return terms
 
 
 def _hold(programme: Programme, roles: Roles, served: Expression, concurrency: int) -> None:

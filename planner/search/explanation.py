@@ -58,7 +58,7 @@ def why_infeasible(table: pl.DataFrame, scenario: Scenario) -> MoesaicError:
     reasons = [
         text
         for limit, best in _nearest(table, scenario)
-        if (text := _miss(limit, best, scenario.limits, scenario)) is not None
+        if (text := _miss(limit, best, scenario.limits)) is not None
     ]
     if not reasons:
         reasons = [_too_much(table, scenario)]
@@ -85,10 +85,12 @@ def _nearest(table: pl.DataFrame, scenario: Scenario) -> list[tuple[str, float]]
     """The best value of each limited quantity among candidates that keep the other limits."""
     side = scenario.limits.side
     columns = {
-        "memory_share": "total_bytes",
+        "memory_share": "excess_bytes",
         "ttft_s": f"ttft_s_{side}",
         "tpot_s": f"tpot_s_{side}",
     }
+    room = pl.col("capacity_bytes") * scenario.limits.memory_share
+    table = table.with_columns((pl.col("total_bytes") - room).alias("excess_bytes"))
     best = []
     for limit, column in columns.items():
         if getattr(scenario.limits, limit) is None:
@@ -102,14 +104,13 @@ def _nearest(table: pl.DataFrame, scenario: Scenario) -> list[tuple[str, float]]
     return best
 
 
-def _miss(limit: str, best: float, limits: Limits, scenario: Scenario) -> str | None:
+def _miss(limit: str, best: float, limits: Limits) -> str | None:
     if limit == "memory_share":
-        room = scenario.cluster.device.capacity_bytes * limits.memory_share
-        if best <= room:
+        if best <= 0:
             return None
         return (
-            f"memory: the smallest candidate needs {best / GIB:.1f} GiB a device, "
-            f"{(best - room) / GIB:.1f} GiB more than the {room / GIB:.1f} GiB that are free"
+            f"memory: the smallest candidate needs {best / GIB:.1f} GiB a device more than the "
+            f"{limits.memory_share:.0%} of its memory that may be filled"
         )
     value = getattr(limits, limit)
     if best <= value:

@@ -18,7 +18,7 @@ def test_every_scenario_is_answered_within_its_limits(path):
     limits = plan.scenario.limits
     assert plan.ttft_s.high <= limits.ttft_s
     assert plan.tpot_s.high <= limits.tpot_s
-    assert plan.devices <= plan.scenario.cluster.device_count
+    assert plan.devices <= plan.scenario.device_count
     for pool in plan.pools:
         room = pool.memory.capacity_bytes * limits.memory_share
         assert pool.memory.total_bytes <= room
@@ -61,7 +61,7 @@ def test_a_limit_that_cannot_be_met_is_named_with_the_distance():
 
 
 def test_too_little_memory_is_named_in_gib():
-    with pytest.raises(MoesaicError, match=r"memory: the smallest candidate needs .* GiB more"):
+    with pytest.raises(MoesaicError, match=r"memory: the smallest candidate needs .* GiB a device more"):
         make_plan(read_scenario(FIRST, ("cluster.nodes=1", "limits.devices=2")))
 
 

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hwprofiles.errors import MoesaicError
 from planner.pipeline import parse_scenario
 from planner.search.assignment import choose, state_programme, undominated, within_limits
 
@@ -26,7 +27,8 @@ def table_of(rows):
     """Rows of (role, devices, inflight, rate)."""
     base = {"tp": 1.0, "dp": 1.0, "pp": 1.0, "moe_tp": 1.0, "moe_ep": 1.0, "total_bytes": 1.0,
             "batch": 1.0, "ttft_s_typical": 0.1, "tpot_s_typical": 0.01, "ttft_s_high": 0.1,
-            "tpot_s_high": 0.01, "broken": None}  # fmt: skip
+            "tpot_s_high": 0.01, "broken": None, "machine": 0, "machine_count": 8.0,
+            "capacity_bytes": 8e10, "device_w": 700.0, "device_hour_usd": 2.0}  # fmt: skip
     data = [base | {"row": i, "role": role, "devices": float(size), "inflight": float(held),
                     "request_rate_typical": rate}
             for i, (role, size, held, rate) in enumerate(rows)]  # fmt: skip
@@ -107,7 +109,98 @@ def test_limits_are_named_in_words():
 
 def test_the_programme_reads_as_reviewed(tmp_path):
     rows = [("agg", 4, 10, 5.0), ("prefill", 2, 1, 9.0), ("decode", 4, 20, 6.0)]
-    programme, _ = state_programme(table_of(rows), question({"concurrency": 16}))
+    table = table_of(rows)
+    weights = dict.fromkeys(table["row"], 1.0)
+    programme, _ = state_programme(table, weights, question({"concurrency": 16}))
     written = tmp_path / "pools.lp"
     programme.write_lp(written)
     assert written.read_text() == GOLDEN.read_text()
+
+
+MIXED = {"also": [{"cluster": "dgx-a100"}]}
+
+
+def mixed(rows):
+    """Rows of (role, machine, devices, rate); machine 1 costs half and draws a third."""
+    table = table_of([(role, size, 1, rate) for role, _, size, rate in rows])
+    machine = pl.Series("machine", [m for _, m, _, _ in rows], dtype=pl.Int64)
+    return table.with_columns(
+        machine, device_hour_usd=2.0 / (1 + machine), device_w=600.0 / (1 + 2 * machine)
+    )
+
+
+def ratio_by_hand(rows, weight):
+    """Most requests for each unit of weight over all worker counts, eight devices a machine."""
+    best = 0.0
+    for role, machine, size, rate in rows:
+        if role == "agg":
+            best = max(best, rate / (size * weight[machine]))
+    pools = [[r for r in rows if r[0] == role] for role in ("prefill", "decode")]
+    for (_, ma, a, ra), (_, mb, b, rb) in itertools.product(*pools):
+        for n, k in itertools.product(range(1, 8 // a + 1), range(1, 8 // b + 1)):
+            if ma == mb and n * a + k * b > 8:
+                continue
+            served = min(n * ra, k * rb)
+            best = max(best, served / (n * a * weight[ma] + k * b * weight[mb]))
+    return best
+
+
+MIXED_ROW = st.tuples(
+    st.sampled_from(["agg", "prefill", "decode"]), st.integers(0, 1), st.integers(1, 8),
+    st.floats(0.1, 100),
+)  # fmt: skip
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(MIXED_ROW, min_size=1, max_size=7), st.sampled_from(["cost", "energy"]))
+def test_fewest_dollars_or_joules_equal_brute_force(rows, objective):
+    weight = {"cost": (2.0, 1.0), "energy": (600.0, 200.0)}[objective]
+    asked = question().model_copy(update={"objective": objective, "also": question_mixed().also})
+    choice = choose(mixed(rows), asked)
+    expected = ratio_by_hand(rows, weight)
+    if expected == 0:
+        assert choice is None
+        return
+    by_role, spent = {}, 0.0
+    for pick in choice.picks:
+        _, machine, size, rate = rows[pick.row]
+        by_role[pick.role] = pick.workers * rate
+        spent += pick.workers * size * weight[machine]
+    assert min(by_role.values()) / spent == pytest.approx(expected, rel=1e-5)
+
+
+def question_mixed(**changes):
+    return parse_scenario({
+        "model": "mixtral-8x7b", "cluster": "dgx-h100", "workload": {"isl": 100, "osl": 10},
+    } | MIXED | changes)  # fmt: skip
+
+
+def test_pools_lie_on_different_machines():
+    rows = [("prefill", 0, 8, 10.0), ("decode", 1, 8, 8.0), ("agg", 0, 8, 5.0)]
+    choice = choose(mixed(rows), question_mixed())
+    assert {(pick.role, rows[pick.row][1]) for pick in choice.picks} == {
+        ("prefill", 0), ("decode", 1)
+    }  # fmt: skip
+
+
+def test_spare_workers_and_power_restrict():
+    rows = [("agg", 2, 1, 5.0), ("agg", 8, 1, 30.0)]
+    most = choose(table_of(rows), question())
+    spare = choose(table_of(rows), question(spare_workers=1))
+    assert [pick.row for pick in most.picks] == [1]
+    assert [pick.row for pick in spare.picks] == [0]
+    assert spare.solution.values["served"] == pytest.approx(3 * 5.0)
+    drawn = choose(table_of(rows), question(power_w=3000))
+    assert [(pick.row, pick.workers) for pick in drawn.picks] == [(0, 2)]
+
+
+def test_an_objective_without_its_figures_is_refused():
+    table = table_of([("agg", 1, 1, 1.0)]).with_columns(
+        device_hour_usd=pl.lit(None, pl.Float64), device_w=pl.lit(None, pl.Float64)
+    )
+    for change, words in (({"objective": "cost"}, "device_hour_usd"),
+                          ({"objective": "energy"}, "power_w")):  # fmt: skip
+        with pytest.raises(MoesaicError, match=words):
+            choose(table, question().model_copy(update=change))
+    with pytest.raises(MoesaicError, match="power_w"):
+        choose(table, question(power_w=100))
