@@ -1,4 +1,4 @@
-"""Training pipelines in motion: GPipe, 1F1B, interleaved 1F1B and DualPipe, and their bubbles.
+"""Training pipelines in motion: GPipe, 1F1B and interleaved 1F1B, and their bubbles.
 
 A schedule is an order of work for each device. Work starts when its device is free and what it
 needs has arrived; the bubble is the time in which a device waits.
