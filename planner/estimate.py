@@ -94,7 +94,7 @@ def _failed(line: object, error: MoesaicError) -> Estimated:
 
 
 SHARED = ("model", "device", "cluster", "backend", "backend_version", "precision", "kv_dtype",
-          "mode", "routing")  # fmt: skip
+          "mode", "routing", "policy")  # fmt: skip
 """Fields that lines priced together have in common."""
 
 
@@ -121,7 +121,7 @@ class Group:
             cluster = cluster_for(str(first.device), most)
         question = Question(
             model, cluster, load_engine(first.backend, first.backend_version), first.routing,
-            formats_on(model, first.precision, first.kv_dtype, cluster.device),
+            formats_on(model, first.precision, first.kv_dtype, cluster.device), first.policy,
         )  # fmt: skip
         for point in points:
             _check(point, question)

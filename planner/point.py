@@ -10,6 +10,7 @@ from hwprofiles.document import Document
 from planner.candidates import Layout
 from planner.quantities import Estimate, StageShare
 from planner.routing import Routing, UniformRouting
+from planner.routing.policies import Policy, TopKPolicy
 
 Degree = Annotated[int, Field(ge=1, le=65_536)]
 
@@ -55,6 +56,7 @@ class Point(Document):
     mtp_acceptance: Annotated[float, Field(ge=0, le=1)] = 0.0  # unit: probability
     prefix_tokens: Annotated[int, Field(ge=0)] = 0
     routing: Routing = UniformRouting()
+    policy: Policy = TopKPolicy()
     prefill: PoolPoint | None = None
     decode: PoolPoint | None = None
 

@@ -8,6 +8,7 @@ from pydantic import TypeAdapter
 
 from hwprofiles.errors import MoesaicError
 from planner.candidates import enumerate_layouts, layout_frame, phase_points
+from planner.estimate import estimate_many
 from planner.moe_model import MoeFfn
 from planner.pipeline import parse_scenario
 from planner.pricing import add_load, price, question_of
@@ -159,3 +160,12 @@ def test_without_a_policy_the_model_decides():
     assert set(loaded["router_columns"]) == {8.0}
     shares = expert_shares(UniformRouting(), BLOCK, 1)
     assert np.allclose(shares, 1 / 8)
+
+
+def test_a_line_of_an_estimate_may_name_a_policy():
+    line = {"model": "mixtral-8x7b", "device": "h100-sxm", "isl": 500, "osl": 50, "concurrency": 8}
+    usual, one, bad = estimate_many(
+        [line, {**line, "policy": {"kind": "switch"}}, {**line, "policy": {"kind": "none"}}]
+    )
+    assert one.ttft_s.typical < usual.ttft_s.typical
+    assert "'switch'" in bad.error.message
