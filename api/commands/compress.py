@@ -11,6 +11,7 @@ from api.output import Output, output_options
 
 if TYPE_CHECKING:
     from planner.compression.experts import ExpertTable
+    from planner.search.shrinking import ShrinkAnswer
 
 MODEL = click.option("--model", help="Also state the four costs on this model: a name or a config.")
 
@@ -299,3 +300,63 @@ def merge(
         table = merged(table, owners, router_pruned=router_pruned)
     stay = sum(len(set(row)) for row in owners.tolist())
     _show(Output(form, out, quiet), {"owner": owners.tolist(), "groups": stay}, table)
+
+
+@command.command()
+@click.option("--model", required=True, help="A name, a config.json or its folder.")
+@click.option("--devices", type=int, required=True, help="Devices to fit on.")
+@click.option("--device-memory", required=True, help='Memory of a device, such as "64 GB".')
+@click.option("--memory-share", type=float, default=0.9, show_default=True,
+              help="Share of it that weights may fill.")  # fmt: skip
+@click.option("--stored-as", help="Format the devices hold untouched weights in: bf16, fp8, ...")
+@click.option("--scores", type=click.Path(path_type=Path),
+              help="CSV: layer, expert, score; or a router trace.")  # fmt: skip
+@click.option("--uniform", is_flag=True, help="One expert count and one width in every layer.")
+@click.option("--replicated", is_flag=True, help="Each device holds attention and the rest whole.")
+@output_options
+def fit(
+    model: str, scores: Path | None, device_memory: str, form: str, out: Path | None,
+    overrides: tuple[str, ...], quiet: bool, **given: Any,  # noqa: ANN401
+) -> None:  # fmt: skip
+    r"""Say what to drop and what to quantise so that a model fits, with proof and costs.
+
+    \b
+    Example:
+        moesaic compress fit --model deepseek-r1 --devices 16 --device-memory "64 GB" \
+            --stored-as bf16
+    """
+    from hwprofiles.files import apply_overrides
+    from planner.compression.experts import expert_table
+    from planner.model_library import load_model
+    from planner.search.shrinking import ShrinkQuestion, shrink
+
+    data = apply_overrides({**given, "device_bytes": device_memory}, overrides)
+    question = ShrinkQuestion.parse(data, what="question of fit")
+    known = load_model(model)
+    plain = expert_table(known)
+    if scores is not None:
+        plain = expert_table(known, _scores(scores, "tcess", plain.block.top_k))
+    answer = shrink(plain, question)
+    Output(form, out, quiet).show(answer.model_dump(mode="json"), lambda: _fit_text(answer))
+
+
+def _fit_text(answer: ShrinkAnswer) -> str:
+    from collections import Counter
+
+    from reports.text import text_table
+
+    counts: Counter[str] = Counter()
+    for layer in answer.layers:
+        counts.update(layer.experts_by_bits)
+    facts = [[f"experts {name}", str(count)] for name, count in counts.items()]
+    facts += [
+        ["lost share of tokens", f"{answer.lost_share:.4%} (at least {answer.bound_share:.4%})"],
+        ["weights a device", f"{answer.needed_bytes / 2**30:.2f} GiB"],
+    ]
+    for name in ("stored_bytes", "moved_bytes_per_token", "flops_per_token"):
+        before, after = getattr(answer.before, name), getattr(answer.costs, name)
+        facts.append([name, f"{after:.4g} (was {before:.4g})"])
+    facts += [[q.metric, f"{q.value:.4g} {q.unit} ({'; '.join(q.sources)})"]
+              for q in answer.quality]  # fmt: skip
+    notes = "\n".join(f"- {note}" for note in answer.notes)
+    return f"{text_table(['what', 'value'], facts)}\n\n{notes}"
