@@ -19,16 +19,26 @@ def parsed_lines(path: Path) -> Iterator[object]:
     Raises:
         MoesaicError: `invalid` when the file cannot be read.
     """
+    for number, line in numbered_lines(path):
+        yield parsed(line, number)
+
+
+def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Text and number of each line that is not blank.
+
+    Raises:
+        MoesaicError: `invalid` when the file cannot be read.
+    """
     try:
         with path.open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, 1):
                 if line.strip():
-                    yield _parsed(line, number)
+                    yield number, line
     except (OSError, UnicodeDecodeError) as error:
         raise MoesaicError("invalid", f"cannot read {path}: {error}") from error
 
 
-def _parsed(line: str, number: int) -> object:
+def parsed(line: str, number: int) -> object:
     """Read one line: quickly where nothing in it can be ambiguous, else by the strict reader."""
     try:
         if line.count('"') <= MANY_QUOTES and "N" not in line and "Infinity" not in line:

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import click
 
-from api.lines import parsed_lines, written
+from api.lines import numbered_lines, parsed, written
 from api.output import Output
 
 CHUNK = 50_000
 """Lines answered together; finished ones are written before the next are read."""
+SMALL = 500
+"""Lines read one by one where a block of them holds something unusual."""
 
 
 @click.command()
@@ -40,9 +42,21 @@ def command(batch: Path, extrapolate: bool, out: Path | None, quiet: bool) -> No
     Example:
         moesaic time --batch rows.jsonl --out seconds.jsonl
     """
+    with written(Output("jsonl", out, quiet)) as write:
+        lines = numbered_lines(batch)
+        while chunk := list(itertools.islice(lines, CHUNK)):
+            write(_answers(chunk, extrapolate=extrapolate))
+
+
+def _answers(lines: list[tuple[int, str]], *, extrapolate: bool) -> list[str]:
+    """Answer a block at once where it can be, else smaller blocks of it, at last line by line."""
+    from hwprofiles.timing.bulk import answer_block
     from hwprofiles.timing.lines import time_lines
 
-    with written(Output("jsonl", out, quiet)) as write:
-        lines = parsed_lines(batch)
-        while chunk := list(itertools.islice(lines, CHUNK)):
-            write(time_lines(chunk, extrapolate=extrapolate))
+    block = answer_block([text.strip() for _, text in lines], extrapolate=extrapolate)
+    if block is not None:
+        return block.splitlines()
+    if len(lines) <= SMALL:
+        return time_lines([parsed(text, n) for n, text in lines], extrapolate=extrapolate)
+    parts = (lines[i : i + SMALL] for i in range(0, len(lines), SMALL))
+    return [answer for part in parts for answer in _answers(part, extrapolate=extrapolate)]

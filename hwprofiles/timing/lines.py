@@ -68,7 +68,7 @@ def checked(line: object) -> dict[str, Any]:
     load_device(line["device"])
     row = {name: value for name, value in line.items() if name not in ABOUT}
     _check_values(row)
-    row["skew_alpha"] = _exponent(line.get("skew"))
+    row["skew_alpha"] = exponent(line.get("skew"))
     return row
 
 
@@ -85,7 +85,12 @@ def _check_values(row: dict[str, Any]) -> None:
             raise unknown_name("dtype", str(value), DTYPES, f"/{name}")
 
 
-def _exponent(skew: object) -> float | None:
+def exponent(skew: object) -> float | None:
+    """Exponent of a stated load: 0 for a balanced one, none where nothing is said.
+
+    Raises:
+        MoesaicError: `invalid` for anything else than "balanced" or a power law.
+    """
     if skew is None:
         return None
     if skew == "balanced":

@@ -55,11 +55,36 @@ def _loads(alpha: float, tokens: int, pairs: int, experts: int) -> Array:
     return scaled
 
 
+TOKENS = np.array(
+    [1, 2, 4, 8, 16, 32, 48, 64, 80, 96, 128, 160, 192, 256, 320, 384, 512, 768, 1024, 1536, 2048,
+     3072, 4096, 6144, 8192, 12288, 16384, *(2**i for i in range(15, 41))], dtype=float,
+)  # fmt: skip
+"""Tokens that loads are drawn for: those of the measured tables, then doublings."""
+
+
 def busiest_of(columns: Sequence[Array]) -> tuple[Array, Array]:
-    """`busiest` for arrays of alpha, tokens, top_k, experts and ranks."""
-    stacked = np.stack([np.asarray(c, dtype=float) for c in columns], axis=1)
-    distinct, back = np.unique(stacked, axis=0, return_inverse=True)
-    found = np.array([busiest(row[0], *(int(v) for v in row[1:])) for row in distinct])
+    """`busiest` for arrays of alpha, tokens, top_k, experts and ranks.
+
+    Skewed loads are drawn at `TOKENS` and interpolated between them.
+    """
+    alpha, tokens, *rest = (np.asarray(c, dtype=float) for c in columns)
+    lower = np.clip(np.searchsorted(TOKENS, tokens, side="right") - 1, 0, len(TOKENS) - 2)
+    skewed = alpha > 0
+    below = np.where(skewed, TOKENS[lower], tokens)
+    above = np.where(skewed, TOKENS[lower + 1], tokens)
+    part = np.log(np.maximum(tokens, 1) / TOKENS[lower]) / np.log(TOKENS[lower + 1] / TOKENS[lower])
+    part = np.where(skewed, np.clip(part, 0, 1), 0)
+    first, second = (_drawn([alpha, at, *rest]) for at in (below, above))
+    ratio, active = ((1 - part) * a + part * b for a, b in zip(first, second, strict=True))
+    return ratio, active
+
+
+def _drawn(columns: Sequence[Array]) -> tuple[Array, Array]:
+    """`busiest` of each distinct row of the columns."""
+    code = np.stack(columns, axis=1) @ np.sqrt(np.array([2.0, 3.0, 5.0, 7.0, 11.0]))
+    _, index, back = np.unique(code, return_index=True, return_inverse=True)
+    cells = [[float(c[i]) for c in columns] for i in index]
+    found = np.array([busiest(cell[0], *(int(v) for v in cell[1:])) for cell in cells])
     return found[back.ravel(), 0], found[back.ravel(), 1]
 
 

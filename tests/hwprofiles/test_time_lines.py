@@ -5,6 +5,7 @@ import json
 import pytest
 
 from api.cli import main
+from hwprofiles.timing.bulk import answer_block
 from hwprofiles.timing.lines import time_lines
 
 GEMM = {"id": "g", "device": "h200-sxm", "backend": "vllm", "kernel": "gemm", "m": 64, "n": 4096,
@@ -81,3 +82,49 @@ def test_a_group_larger_than_any_cluster_is_stretched():
     ring = {"id": 1, "device": "h100-sxm", "kernel": "all_reduce", "devices": 1024,
             "message_bytes": 2**20, "dtype": "bf16"}  # fmt: skip
     assert answers(ring)[0]["error"] is None
+
+
+MIXED = [
+    GEMM, MOE | {"skew": {"power_law": 1.2}}, MOE | {"skew": "balanced", "id": "b"},
+    GEMM | {"device": "h20", "backend": "sglang", "id": "c"}, MOE | {"busy_ratio": 1.5, "id": "e"},
+    {"id": "d", "device": "gb200", "kernel": "moe_dispatch", "library": "deepep_normal",
+     "devices": 32, "nodes": 8, "tokens": 512, "hidden": 7168, "top_k": 8, "experts": 256,
+     "dtype": "fp8"},
+]  # fmt: skip
+
+
+def test_blocks_answer_as_single_lines_do():
+    block = answer_block([json.dumps(line) for line in MIXED])
+    assert block is not None
+    for text, wanted in zip(block.splitlines(), answers(*MIXED), strict=True):
+        found = json.loads(text)
+        for name in ("low_s", "typical_s", "high_s"):
+            assert found.pop(name) == pytest.approx(wanted.pop(name))
+        assert found == wanted
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        json.dumps(GEMM | {"m": 0}), json.dumps(GEMM | {"m": "64"}), json.dumps(GEMM | {"m": True}),
+        json.dumps(GEMM | {"zzz": 1}), json.dumps(GEMM | {"dtype": "fp7"}), "[1]", '"text"', "{",
+        json.dumps(GEMM)[:-1] + ', "m": 65}', json.dumps(GEMM | {"m": float("nan")}),
+        json.dumps(GEMM | {"id": 7}), json.dumps(GEMM | {"skew": "wild"}),
+        json.dumps(GEMM | {"device": "h101"}), json.dumps({"id": "x", "kernel": "gemm"}),
+        json.dumps({k: v for k, v in GEMM.items() if k != "id"}), json.dumps(GEMM) * 2,
+    ],
+)  # fmt: skip
+def test_blocks_leave_anything_unusual_to_the_careful_reader(bad):
+    assert answer_block([json.dumps(GEMM), bad]) is None
+
+
+def test_the_verb_keeps_order_around_a_bad_line(tmp_path, capsys):
+    lines = [json.dumps(GEMM | {"id": str(i)}) for i in range(600)]
+    lines[3] = "{"
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    main(["time", "--batch", str(tmp_path / "rows.jsonl")])
+    found = [json.loads(text) for text in capsys.readouterr().out.splitlines()]
+    assert len(found) == 600
+    assert found[3]["error"]["kind"] == "invalid"
+    assert found[599]["id"] == "599"
+    assert "line 4" in found[3]["error"]["message"]
