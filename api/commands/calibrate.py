@@ -39,7 +39,8 @@ RUNNERS = ("auto", "numpy", "torch-cuda", "torch-cpu", "torch-npu")
     "--out",
     "folder",
     type=click.Path(file_okay=False, path_type=Path),
-    required=True,
+    default=Path("calibration"),
+    show_default=True,
     help="Folder for measurements, profile and report; a killed run goes on there.",
 )
 @click.option(
@@ -47,6 +48,18 @@ RUNNERS = ("auto", "numpy", "torch-cuda", "torch-cpu", "torch-npu")
     "families",
     multiple=True,
     help="Measure only this kernel family; may be given again.",
+)
+@click.option(
+    "--from",
+    "source",
+    metavar="PACKAGE",
+    help="Fit from tables others measured instead: aiconfigurator.",
+)
+@click.option("--system", help="With --from: system folder of the tables, such as h200_sxm.")
+@click.option(
+    "--tables",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="With --from: folder of tables, where the package is not installed.",
 )
 @click.option("--quick", is_flag=True, help="Every third row, for a first look.")
 @click.option(
@@ -75,7 +88,14 @@ def command(folder: Path, form: str, *, quiet: bool, **choices: Any) -> None:  #
     \b
     moesaic calibrate --device auto --out calibration
     moesaic calibrate --out calibration --family gemm --family copy --quick
+    moesaic calibrate --from aiconfigurator --system h200_sxm --out profiles
     """
+    if choices["source"] is not None:
+        from api.refit import refit
+
+        output = Output(form, None, quiet)
+        refit(choices["source"], choices["system"], folder, output, choices["tables"])
+        return
     from hwprofiles.calibration.harness import Limits
     from hwprofiles.calibration.session import Plan, run_calibration
 

@@ -25,7 +25,6 @@ _ABOUT: dict[str, type[pl.DataType]] = {
     "backend": pl.String,
     "skew": pl.String,
 }
-_SCHEMA = KERNEL_ROW | _ABOUT
 
 
 def answer_block(texts: Sequence[str], *, extrapolate: bool = False) -> str | None:
@@ -51,7 +50,9 @@ def _read(blob: bytes) -> pl.DataFrame | None:
         return None
     quoted = blob.count(b'"id": "') + blob.count(b'"id":"')
     schema: dict[str, type[pl.DataType]] = {"id": pl.String if quoted else pl.Int64}
-    schema |= {name: kind for name, kind in _SCHEMA.items() if f'"{name}"'.encode() in blob}
+    schema |= {
+        name: kind for name, kind in (KERNEL_ROW | _ABOUT).items() if f'"{name}"'.encode() in blob
+    }
     try:
         return pl.read_ndjson(io.BytesIO(blob), schema=schema)
     except pl.exceptions.ComputeError:
