@@ -24,6 +24,10 @@ from planner.formats.hf_special import SPECIAL_STACKS
 from planner.formats.hf_stack import LayerPlan, build_kinds, mtp_plan
 from planner.moe_model import MoeModel
 
+ASSUMED_ROLES = ("hidden", "layers", "vocab", "heads", "kv_heads", "head_dim", "v_head_dim",
+                 "ffn_width", "experts", "top_k", "expert_width", "shared_experts", "shared_width",
+                 "latent", "groups", "top_groups", "window", "mtp")  # fmt: skip
+"""Roles whose field is named when a family is not known."""
 NESTED = ("text_config", "llm_config", "language_config", "thinker_config")
 
 
@@ -55,10 +59,7 @@ def read_config(
     fields = Fields(inner, roles_of(family), pointer)
     notes: list[str] = []
     if not family.types:
-        notes.append(
-            f"model_type {model_type!r} is not known: read by its field names, as a decoder with "
-            "gated blocks and no biases but those its flags name"
-        )
+        notes += _assumed(fields, model_type)
     try:
         parts = Parts(fields, family, notes)
         special = SPECIAL_STACKS.get(family.name)
@@ -66,6 +67,19 @@ def read_config(
         return _model(parts, plans, {"name": name, "family": model_type}, (data, quant))
     except ValidationError as error:
         raise invalid(error, "config") from error
+
+
+def _assumed(fields: Fields, model_type: str) -> list[str]:
+    """Everything taken for granted of a family that is not known, one sentence each."""
+    found = ((role, fields.find(role)) for role in ASSUMED_ROLES)
+    read = [f"{role.replace('_', ' ')} read from {at[0]}" for role, at in found if at is not None]
+    return [
+        f"model_type {model_type!r} is not known: read by its field names",
+        *read,
+        "a decoder; every feed-forward block is gated, three matrices",
+        "no biases and no norms of queries and keys but those that flags name",
+        "two norms a layer; layers hold experts unless a field says otherwise",
+    ]
 
 
 def _inner(data: dict[str, Any]) -> tuple[dict[str, Any], str, tuple[str, ...]]:

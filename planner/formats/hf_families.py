@@ -128,7 +128,11 @@ def find_family(model_types: tuple[str, ...], *, assume: bool) -> tuple[Family, 
             return family, model_type
     wanted = model_types[0] if model_types else ""
     if assume:
-        return GENERIC, wanted or "unknown"
+        roles = load_families()[0]
+        widths = (*roles["expert_width"], "intermediate_size")
+        return GENERIC.model_copy(update={"roles": {**roles, "expert_width": widths}}), (
+            wanted or "unknown"
+        )
     if not wanted:
         raise _refusal("the config has no model_type; --assume reads it by its field names")
     near = difflib.get_close_matches(wanted.lower(), known, n=3, cutoff=0.4)

@@ -165,6 +165,11 @@ def test_an_unknown_family_is_refused_unless_assumed():
     assert count_parameters(model).total == count_parameters(
         read_config(MIXTRAL, name="m")).total  # fmt: skip
     assert any("brandnew" in note for note in model.assumptions)
+    assert "expert width read from moe_intermediate_size" in model.assumptions
+    assert "experts read from num_local_experts" in model.assumptions
+    assert any("three matrices" in note for note in model.assumptions)
+    bare = read_config({**MIXTRAL, "model_type": "brandnew"}, name="x", assume=True)
+    assert "expert width read from intermediate_size" in bare.assumptions
 
 
 @pytest.mark.parametrize(
