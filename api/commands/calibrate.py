@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from api.output import FORMS, Output
+from hwprofiles.errors import MoesaicError, unknown_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from hwprofiles.calibration.runners.base import Runner
     from hwprofiles.calibration.session import CalibrationReport
-    from hwprofiles.cluster import Cluster
 
 RUNNERS = ("auto", "numpy", "torch-cuda", "torch-cpu", "torch-npu")
 
@@ -49,18 +49,6 @@ RUNNERS = ("auto", "numpy", "torch-cuda", "torch-cpu", "torch-npu")
     multiple=True,
     help="Measure only this kernel family; may be given again.",
 )
-@click.option(
-    "--from",
-    "source",
-    metavar="PACKAGE",
-    help="Fit from tables others measured instead: aiconfigurator.",
-)
-@click.option("--system", help="With --from: system folder of the tables, such as h200_sxm.")
-@click.option(
-    "--tables",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="With --from: folder of tables, where the package is not installed.",
-)
 @click.option("--quick", is_flag=True, help="Every third row, for a first look.")
 @click.option(
     "--row-seconds",
@@ -71,6 +59,37 @@ RUNNERS = ("auto", "numpy", "torch-cuda", "torch-cpu", "torch-npu")
 )
 @click.option("--keep-disturbed", is_flag=True, help="Fit rows during which other load ran, too.")
 @click.option(
+    "--from",
+    "source",
+    metavar="PACKAGE",
+    help="Fit from tables others measured instead: aiconfigurator.",
+)
+@click.option(
+    "--tables",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="With --from: folder of tables, where the package is not installed.",
+)
+@click.option("--system", help="With --from: system folder of the tables, such as h200_sxm.")
+@click.option(
+    "--import",
+    "imported",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Read a file of nccl-tests, HCCL test, vLLM, SGLang, AIPerf or llama-bench "
+    "instead of measuring; may be given again.",
+)
+@click.option("--kernel", help="With --import: the collective, where the file does not say.")
+@click.option(
+    "--devices",
+    type=click.IntRange(1, 1_000_000),
+    help="With --import: ranks, where the file does not say.",
+)
+@click.option(
+    "--nodes",
+    type=click.IntRange(1, 100_000),
+    help="With --import: nodes, where the file does not say.",
+)
+@click.option(
     "-o",
     "form",
     type=click.Choice(FORMS),
@@ -79,7 +98,7 @@ RUNNERS = ("auto", "numpy", "torch-cuda", "torch-cpu", "torch-npu")
     help="How the report is written to standard output.",
 )
 @click.option("--quiet", is_flag=True, help="No notes and no progress bar.")
-def command(folder: Path, form: str, *, quiet: bool, **choices: Any) -> None:  # noqa: ANN401
+def command(folder: Path, form: str, *, quiet: bool, **choices: Any) -> None:  # fmt: skip # noqa: ANN401
     r"""Measure this machine's kernels and fit a profile, with its error on shapes it has not seen.
 
     Rows during which other processes or the hypervisor took the cores are dropped and tried again.
@@ -89,17 +108,25 @@ def command(folder: Path, form: str, *, quiet: bool, **choices: Any) -> None:  #
     moesaic calibrate --device auto --out calibration
     moesaic calibrate --out calibration --family gemm --family copy --quick
     moesaic calibrate --from aiconfigurator --system h200_sxm --out profiles
+    moesaic calibrate --import all_reduce.txt --device h100-sxm --out calibration
     """
+    output = Output(form, None, quiet)
     if choices["source"] is not None:
         from api.refit import refit
 
-        output = Output(form, None, quiet)
         refit(choices["source"], choices["system"], folder, output, choices["tables"])
-        return
+    elif choices["imported"]:
+        _import(choices, folder, output)
+    else:
+        _measure(choices, folder, output)
+
+
+def _measure(choices: dict[str, Any], folder: Path, output: Output) -> None:
     from hwprofiles.calibration.harness import Limits
+    from hwprofiles.calibration.runners import choose
     from hwprofiles.calibration.session import Plan, run_calibration
 
-    runner, cluster, forms = _choose(choices["device"], choices["runner"], folder)
+    runner, cluster, forms = choose(choices["device"], choices["runner"], folder)
     plan = Plan(
         forms=forms,
         families=_families(choices["families"], runner),
@@ -107,23 +134,34 @@ def command(folder: Path, form: str, *, quiet: bool, **choices: Any) -> None:  #
         limits=Limits(row_s=choices["row_seconds"]),
         keep_disturbed=choices["keep_disturbed"],
     )
-    output = Output(form, None, quiet)
     output.note(f"measuring with {runner.name} {runner.version} into {folder}")
-    report = run_calibration(runner, folder, plan, cluster, _progress(quiet=quiet))
+    report = run_calibration(runner, folder, plan, cluster, _progress(quiet=output.quiet))
     output.show(report.model_dump(mode="json"), lambda: report_table(report))
 
 
-def _choose(
-    device: str, runner: str, folder: Path
-) -> tuple[Runner, Cluster | None, tuple[str, ...]]:
-    from hwprofiles.calibration.runners import choose
+def _import(choices: dict[str, Any], folder: Path, output: Output) -> None:
+    from hwprofiles.calibration.imports import Facts, import_files
 
-    return choose(device, runner, folder)
+    if choices["device"] == "auto":
+        raise MoesaicError("invalid", "--import needs --device: what was measured", "/device")
+    facts = Facts(choices["device"], choices["kernel"], choices["devices"], choices["nodes"])
+    rows = import_files(choices["imported"], facts, folder)
+    columns = ("file", "format", "kernel_rows", "serving_rows", "set_apart")
+    output.show(rows, lambda: _table(columns, rows))
+
+
+def _table(columns: tuple[str, ...], rows: list[dict[str, Any]]) -> str:
+    from reports.text import text_table
+
+    def cell(value: object) -> str:
+        if value is None:
+            return "-"
+        return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+    return text_table(columns, [[cell(row.get(name)) for name in columns] for row in rows])
 
 
 def _families(names: tuple[str, ...], runner: Runner) -> frozenset[str] | None:
-    from hwprofiles.errors import unknown_name
-
     for name in names:
         if name not in runner.families:
             raise unknown_name(f"kernel family of the {runner.name} runner", name, runner.families)
@@ -132,45 +170,41 @@ def _families(names: tuple[str, ...], runner: Runner) -> frozenset[str] | None:
 
 def _progress(*, quiet: bool) -> Callable[[Mapping[str, Any]], None]:
     """Show the current row on a terminal; a log file gets nothing."""
-    stream = sys.stderr
     counter = itertools.count(1)
 
     def show(record: Mapping[str, Any]) -> None:
         count = next(counter)
-        if not quiet and stream.isatty():
+        if not quiet and sys.stderr.isatty():
             state = "disturbed" if record["disturbed"] else f"{record['median_s']:.3g} s"
-            stream.write(f"\r\x1b[K{count} rows, {record['kernel']}: {state}")
-            stream.flush()
+            sys.stderr.write(f"\r\x1b[K{count} rows, {record['kernel']}: {state}")
+            sys.stderr.flush()
 
     return show
 
 
 def report_table(report: CalibrationReport) -> str:
     """The report as plain text: counts, error by family, what was set apart."""
-    from reports.text import text_table
-
     head = (
         f"{report.device}, {report.backend} {report.backend_version}: "
         f"{report.measured_count} rows measured, {report.resumed_count} found from before, "
         f"{len(report.quarantined)} set apart, {len(report.refused)} not possible"
     )
     rows = [
-        [
-            fit.family,
-            fit.dtype or "-",
-            str(fit.rows_count),
-            str(fit.shapes_count),
-            f"{fit.error_median_ratio:.1%}",
-            f"{fit.error_p90_ratio:.1%}",
-            f"{fit.coverage_ratio:.0%}",
-        ]
+        {
+            "family": fit.family,
+            "format": fit.dtype or "-",
+            "rows": fit.rows_count,
+            "shapes": fit.shapes_count,
+            "median error": f"{fit.error_median_ratio:.1%}",
+            "p90": f"{fit.error_p90_ratio:.1%}",
+            "in the interval": f"{fit.coverage_ratio:.0%}",
+        }
         for fit in report.families
     ]
-    columns = ["family", "format", "rows", "shapes", "median error", "p90", "in the interval"]
-    parts = [head, text_table(columns, rows) if rows else f"nothing fitted: {report.unfitted}"]
+    parts = [head, _table(tuple(rows[0]), rows) if rows else f"nothing fitted: {report.unfitted}"]
     if report.quarantined:
-        apart = [[item.kernel, item.id, item.reason] for item in report.quarantined[:20]]
-        parts.append(text_table(["set apart", "id", "reason"], apart))
+        apart = [item.model_dump() for item in report.quarantined[:20]]
+        parts.append("set apart:\n" + _table(("kernel", "id", "reason"), apart))
         if len(report.quarantined) > len(apart):
             parts.append(f"... and {len(report.quarantined) - len(apart)} more in quarantine.jsonl")
     return "\n\n".join(parts)

@@ -15,6 +15,7 @@ from hwprofiles.calibration.environment import Environment, available_bytes
 from hwprofiles.calibration.fitting import FamilyFit, Fitted, fit_curves
 from hwprofiles.calibration.harness import Harness, Limits, Outcome
 from hwprofiles.calibration.local import local_cluster, local_name
+from hwprofiles.calibration.measured_tables import write_measured
 from hwprofiles.calibration.measurement import Journal, measurement_table
 from hwprofiles.calibration.quarantine import split
 from hwprofiles.calibration.runners.base import Runner
@@ -62,7 +63,7 @@ class CalibrationReport(Document):
     quarantined: tuple[Quarantined, ...] = ()
     families: tuple[FamilyFit, ...] = ()
     profiles: dict[str, str] = Field(default_factory=dict)
-    """Numeric format: file of the curves fitted for it."""
+    """Numeric format: file of the curves fitted for it; `tables`: the profile of tables."""
     unfitted: str = ""
     """Why nothing could be fitted, where that is so."""
 
@@ -152,6 +153,9 @@ def fitted_report(
         profiles[form] = f"profile-{form}.yaml"
         _write_curves(fitted, folder / profiles[form])
         fits += [fit for fit in fitted.families if fit.dtype or form == plan.forms[0]]
+    card = write_measured(folder, streams, machine, report.backend)
+    if card is not None:
+        profiles["tables"] = card.name
     return report.model_copy(
         update={
             "quarantined": tuple(
