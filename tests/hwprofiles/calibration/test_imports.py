@@ -39,7 +39,8 @@ data_size(Bytes): | aveg_time(us): | alg_bandwidth(GB/s): | check_result:
 """
 VLLM = {
     "backend": "vllm", "model_id": "Qwen/Qwen3-30B-A3B", "request_rate": "inf",
-    "max_concurrency": 32, "completed": 100, "total_input_tokens": 102400, "total_output_tokens": 12800,
+    "max_concurrency": 32, "completed": 100, "total_input_tokens": 102400,
+    "total_output_tokens": 12800,
     "duration": 20.0,
     "request_throughput": 5.0, "output_throughput": 640.0, "total_token_throughput": 5760.0,
     "mean_ttft_ms": 210.0, "median_ttft_ms": 180.0, "p99_ttft_ms": 900.0,
