@@ -176,8 +176,8 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(runners, "choose", quiet)
     monkeypatch.setattr("hwprofiles.calibration.harness.LoadWatch.RESOLUTION_S", 0.0)
-    arguments = ["--out", str(tmp_path / "out"), "--keep-disturbed",
-                 "--family", "gemm", "--family", "elementwise", "-o", "json", "--quiet"]  # fmt: skip
+    arguments = ["--out", str(tmp_path / "out"), "--keep-disturbed", "--quiet",
+                 "--family", "gemm", "--family", "elementwise", "-o", "json"]  # fmt: skip
     monkeypatch.setattr("hwprofiles.calibration.session.Limits", lambda **_: Limits(warm_up_s=0.0))
     run = CliRunner().invoke(command, arguments, catch_exceptions=False)
     assert run.exit_code == 0
