@@ -57,7 +57,7 @@ def helped(verb: str) -> list[tuple[list[str], click.Command]]:
 
 def examples(command: click.Command) -> list[str]:
     """The lines of a command's help that call moesaic."""
-    text = (command.help or "").replace("\b", "")
+    text = re.sub(r"\\\n\s*", " ", (command.help or "").replace("\b", ""))
     return re.findall(r"^\s*(?:Example: )?(moesaic .+?)\s*$", text, re.MULTILINE)
 
 
