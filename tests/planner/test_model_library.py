@@ -61,3 +61,10 @@ def test_a_folder_with_a_config_is_read(tmp_path):
     model = load_model(folder)
     assert model.name == "org/name"
     assert count_parameters(model).total == count_parameters(load_model("mixtral-8x7b")).total
+
+
+@pytest.mark.parametrize("text", ["/etc/hostname", "../config.json", "~/config.json", "."])
+def test_an_inline_name_is_never_a_path(text):
+    with pytest.raises(MoesaicError) as caught:
+        resolve_model(text)
+    assert caught.value.kind == "unknown_name"
