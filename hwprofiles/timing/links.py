@@ -6,10 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import polars as pl
+from numpy.typing import NDArray
 
 from hwprofiles.cluster import Cluster
 from hwprofiles.errors import MoesaicError
 from hwprofiles.timing.rows import Array, Rows, Work
+
+POINT_TO_POINT = "deepep_low_latency"
+"""The library whose ranks send to each other without a stop inside the node."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +64,17 @@ def group_of(rows: Rows, cluster: Cluster) -> Group:
     )  # fmt: skip
 
 
-def _over_links(near: Array, far: Array, group: Group) -> Work:
-    """Seconds for `near` bytes inside the node and `far` bytes across, one after the other."""
-    wire = near / group.near_bytes_per_s + far / group.far_bytes_per_s
+def _over_links(
+    near: Array, far: Array, group: Group, together: NDArray[np.bool_] | None = None
+) -> Work:
+    """Seconds for `near` bytes inside the node and `far` bytes across, one after the other.
+
+    `together`: both at once, so that the slower one counts.
+    """
+    inside, across = near / group.near_bytes_per_s, far / group.far_bytes_per_s
+    wire = inside + across
+    if together is not None:
+        wire = np.where(together, np.maximum(inside, across), wire)
     hops = np.log2(np.maximum(group.ranks_per_node, 1)) * group.near_latency_s
     hops = hops + np.log2(np.maximum(group.nodes, 1)) * group.far_latency_s
     return Work(np.zeros_like(wire), np.zeros_like(wire), wire, hops)
@@ -95,7 +108,21 @@ def exchange(rows: Rows, cluster: Cluster) -> Work:
     ranks_hit = _reached(rows.get("ranks_reached", np.nan), group.ranks, k)
     far = token * nodes_hit * (1 - 1 / group.nodes)
     near = token * ranks_hit * (1 - 1 / group.ranks_per_node)
-    return _over_links(near, far, group)
+    return _over_links(near, far, group, _point_to_point(rows))
+
+
+def _point_to_point(rows: Rows) -> NDArray[np.bool_]:
+    """True where every token goes straight to its rank, over NVLink and the network at once.
+
+    DeepEP's low-latency kernels do (its README, "pure RDMA"); its normal kernels forward inside the
+    node what has crossed it.
+    """
+    columns = [name for name in ("_library", "library") if name in rows.frame.columns]
+    if not columns:
+        return np.zeros(rows.frame.height, dtype=bool)
+    straight = rows.frame[columns[0]].cast(pl.String) == POINT_TO_POINT
+    found: NDArray[np.bool_] = straight.fill_null(value=False).to_numpy()
+    return found
 
 
 def _reached(stated: Array, parts: Array, top_k: Array) -> Array:

@@ -138,3 +138,22 @@ def test_the_page_shows_the_shipped_figures():
     from hwprofiles.calibration.accuracy_page import page
 
     assert text == page(CARDS)
+
+
+def test_low_latency_exchange_across_nodes_that_were_never_fitted(shared):
+    """DeepEP's own figures on H800 at 16 to 256 ranks; the tables stop at 64, on H100."""
+    name = re.compile(r"cc-deepep-v1-ll-(dispatch|combine)-ep(\d+)$")
+    with (shared / "data" / "measured" / "collectives.csv").open(encoding="utf-8") as file:
+        lines = [(name.match(r["id"]), r) for r in csv.DictReader(file)]
+    found = [(m[1], int(m[2]), float(r["value"])) for m, r in lines if m and r["unit"] == "us"]
+    rows = pl.DataFrame([
+        {"kernel": f"moe_{phase}", "library": "deepep_low_latency", "devices": float(ranks),
+         "nodes": ranks / 8, "tokens": 128.0, "hidden": 7168.0, "top_k": 8.0, "experts": 256.0,
+         "dtype": "fp8", "seconds": micros * 1e-6}
+        for phase, ranks, micros in found if ranks > 8
+    ])  # fmt: skip
+    assert rows.height >= 8
+    timed = time_kernels(rows, cluster_for("h800-sxm", 256, 32), "sglang")
+    off = (timed["typical_s"] / timed["seconds"] - 1).abs()
+    assert off.median() <= 0.2
+    assert set(timed["source"]) == {"modelled"}
