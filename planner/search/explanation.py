@@ -7,6 +7,7 @@ import polars as pl
 from hwprofiles.errors import MoesaicError
 from planner.scenario import Limits, Scenario
 from planner.search.assignment import Choice, choose, device_limit, within_limits
+from planner.search.conflicts import relaxations, smallest_conflict
 
 GIB = 2.0**30
 LIMITS = ("ttft_s", "tpot_s", "memory_share")
@@ -62,6 +63,10 @@ def why_infeasible(table: pl.DataFrame, scenario: Scenario) -> MoesaicError:
     ]
     if not reasons:
         reasons = [_too_much(table, scenario)]
+    conflict = smallest_conflict(table, scenario)
+    if len(conflict) > 1:
+        reasons.append(f"in conflict: {' and '.join(conflict)}")
+    reasons += [cheapest.text() for cheapest in relaxations(table, scenario, conflict)[:1]]
     return MoesaicError("infeasible", "; ".join(reasons), "/limits")
 
 
