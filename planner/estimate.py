@@ -114,14 +114,11 @@ class Group:
         """Resolve what the lines share, and check the layout of each."""
         first = points[0]
         model = model_of(first.model)
-        most = max(_devices(point) for point in points)
-        if first.cluster is not None:
-            cluster = resolve_cluster(first.cluster)
-        else:
-            cluster = cluster_for(str(first.device), most)
+        named, most = first.cluster, max(_devices(point) for point in points)
+        found = cluster_for(str(first.device), most) if named is None else resolve_cluster(named)
         question = Question(
-            model, cluster, load_engine(first.backend, first.backend_version), first.routing,
-            formats_on(model, first.precision, first.kv_dtype, cluster.device), first.policy,
+            model, found, load_engine(first.backend, first.backend_version), first.routing,
+            formats_on(model, first.precision, first.kv_dtype, found.device), first.policy,
         )  # fmt: skip
         for point in points:
             _check(point, question)
