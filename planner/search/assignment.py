@@ -260,7 +260,7 @@ def _devices(programme: Programme, columns: list[Column], scenario: Scenario) ->
     used = [(c.workers, c.row["devices"]) for c in columns]
     programme.require("devices", programme.total(used) <= device_limit(scenario))
     machines = sorted({c.row["machine"] for c in columns})
-    for machine in machines if len(machines) > 1 else ():
+    for machine in machines if scenario.also else ():
         own = [c for c in columns if c.row["machine"] == machine]
         held = programme.total([(c.workers, c.row["devices"]) for c in own])
         programme.require(f"devices_{machine}", held <= own[0].row["machine_count"])

@@ -169,6 +169,12 @@ def test_fewest_dollars_or_joules_equal_brute_force(rows, objective):
     assert min(by_role.values()) / spent == pytest.approx(expected, rel=1e-5)
 
 
+def test_a_machine_lends_no_more_than_it_has_when_only_it_has_candidates():
+    asked = question_mixed().model_copy(update={"objective": "cost"})
+    choice = choose(mixed([("prefill", 0, 1, 7.0), ("decode", 0, 1, 2.0)]), asked)
+    assert sum(pick.workers for pick in choice.picks) <= DEVICES
+
+
 def question_mixed(**changes):
     return parse_scenario({
         "model": "mixtral-8x7b", "cluster": "dgx-h100", "workload": {"isl": 100, "osl": 10},
