@@ -27,12 +27,10 @@ from planner.work.memory import MEMORY
 from planner.work.precision import formats_on
 
 Row = dict[str, Any]
+Resolve = Callable[[Any], MoeModel]
 WEIGHTS = MEMORY[:6]
 ROUNDS = 40
 """Iterations that find the concurrency of a given request rate; each halves what is left of it."""
-
-
-Resolve = Callable[[Any], MoeModel]
 
 
 def estimate_one(data: object, model_of: Resolve = resolve_model) -> Estimated:
@@ -371,12 +369,11 @@ def _energy(question: Question, output: Estimate) -> Estimate | None:
 
 def _memory(priced: Priced, row: Row, question: Question) -> MemorySummary:
     use = priced.passes.row(row["decode_point"], named=True)
-    grown = row["total_bytes"] - use["total_bytes"]
     return MemorySummary(
         total_bytes=row["total_bytes"],
         weights_bytes=sum(use[name] for name in WEIGHTS),
         kv_bytes=use["kv_bytes"],
-        activation_bytes=use["activation_bytes"] + grown,
+        activation_bytes=use["activation_bytes"] + row["total_bytes"] - use["total_bytes"],
         buffer_bytes=use["buffer_bytes"],
         capacity_bytes=question.cluster.device.capacity_bytes,
     )
