@@ -13,6 +13,7 @@ from hwprofiles.errors import MoesaicError
 VERBS: dict[str, tuple[str, str]] = {
     "plan": ("api.commands.plan", "Which layout, parallelism and pools serve a scenario best."),
     "estimate": ("api.commands.estimate", "What one given configuration does, or a file of them."),
+    "validate": ("api.commands.validate", "How far off the estimates are; exit 1 if a gate fails."),
     "time": ("api.commands.time", "How long kernels and collectives take, a file at a time."),
     "simulate": ("api.commands.simulate", "Percentiles under load, request by request."),
     "compress": (

@@ -40,7 +40,8 @@ class Point(Document):
     backend: str = "trtllm"
     backend_version: str | None = None
     precision: str | None = None
-    kv_dtype: str = "bf16"
+    kv_dtype: str | None = None
+    """Format of the cache; none: 8 bits where precision is 8 or 4 bits and the device has them."""
     mode: Literal["agg", "disagg"] = "agg"
     tp: Degree = 1
     pp: Degree = 1

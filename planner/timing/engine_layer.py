@@ -83,6 +83,8 @@ class EngineFit(Document):
     """Which rows were fitted on."""
     tpot: Fitted
     ttft: Fitted
+    left_out: dict[str, float] = Field(default_factory=dict)
+    """Median error on models (machines) of terms fitted without them."""
 
 
 @cache

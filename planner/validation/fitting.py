@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
 from hwprofiles.errors import MoesaicError
@@ -104,6 +105,11 @@ def fit_engine_layer(evidence: Evidence) -> EngineFit:
     held_out = [f for f, inside in zip(chosen, training, strict=True) if not inside]
     terms = fit_terms(held_in)
     spread = {q: errors(held_out, terms, q) for q in ("tpot_s", "ttft_s")}
+    left_out = {
+        f"{target} leaving one {tag} out": round(found.median_ratio, 4)
+        for tag in ("model", "machine")
+        for target, found in leave_out(chosen, tag).items()
+    }
     return EngineFit(
         date=datetime.datetime.now(tz=datetime.UTC).date(),
         source="published closed-loop serving figures: InferenceMAX runs, AIConfigurator's "
@@ -111,6 +117,7 @@ def fit_engine_layer(evidence: Evidence) -> EngineFit:
         rule=RULE,
         tpot=_fitted(terms["tpot_s"], held_in, spread["tpot_s"], "tpot_s"),
         ttft=_fitted(terms["ttft_s"], held_in, spread["ttft_s"], "ttft_s"),
+        left_out=left_out,
     )
 
 
@@ -157,12 +164,17 @@ def _block(cases: list[Case], target: str, tpot: Sequence[Term]) -> list[Block]:
         return [*_block(cases[:middle], target, tpot), *_block(cases[middle:], target, tpot)]
 
 
+_PRICED: dict[tuple[str, ...], pl.DataFrame] = {}
+"""Passes priced before the fitted layer; leaving models out asks for them again and again."""
+
+
 def _priced(cases: list[Case], target: str, tpot: Sequence[Term]) -> Block:
     group = Group.of([case.point for case in cases], resolve_model)
-    passes = price(
-        group.passes({i: float(c.point.concurrency or 1) for i, c in enumerate(cases)}),
-        group.question, fitted=False,
-    ).passes  # fmt: skip
+    key = tuple(case.point.model_dump_json() for case in cases)
+    if key not in _PRICED:
+        held = {i: float(c.point.concurrency or 1) for i, c in enumerate(cases)}
+        _PRICED[key] = price(group.passes(held), group.question, fitted=False).passes
+    passes = _PRICED[key]
     question = group.question
     labels = find_labels(question.engine, question.cluster.device, question.formats.weights.routed)
     if target == "ttft_s":
@@ -321,6 +333,11 @@ class Errors:
     keys: tuple[str, ...]
     """Engine and machine of each."""
 
+    @property
+    def median_ratio(self) -> float:
+        """Median of |estimated / measured - 1|."""
+        return float(np.median(np.abs(np.exp(-self.logs) - 1)))
+
 
 def errors(figures: Sequence[Figure], terms: dict[str, tuple[Term, ...]], target: str) -> Errors:
     """Errors of terms on figures."""
@@ -348,7 +365,7 @@ def _fitted(
         terms=terms, known=known,
         rows_count=sum(f.target == target for f in held_in),
         held_out_count=len(held_out.logs),
-        held_out_median_ratio=round(float(np.median(np.abs(np.exp(-held_out.logs) - 1))), 4),
+        held_out_median_ratio=round(held_out.median_ratio, 4),
     )  # fmt: skip
 
 
@@ -361,14 +378,20 @@ def _spread(logs: Array) -> Spread:
     )
 
 
-def leave_out(figures: Sequence[Figure], tag: str, target: str) -> Errors:
-    """Errors on each model (or machine) of terms fitted without it."""
-    parts = []
+def leave_out(figures: Sequence[Figure], tag: str) -> dict[str, Errors]:
+    """Errors on each model (or machine) of terms fitted without it, by quantity."""
+    parts: dict[str, list[Errors]] = {"tpot_s": [], "ttft_s": []}
     for name in sorted({f.tags[tag] for f in figures}):
-        without = [f for f in figures if f.tags[tag] != name]
+        terms = fit_terms([f for f in figures if f.tags[tag] != name])
         alone = [f for f in figures if f.tags[tag] == name]
-        parts.append(errors(alone, fit_terms(without), target))
+        for target, found in parts.items():
+            found.append(errors(alone, terms, target))
+    return {target: _joined(found) for target, found in parts.items()}
+
+
+def _joined(parts: list[Errors]) -> Errors:
     return Errors(
         np.concatenate([p.logs for p in parts]),
-        tuple(f for p in parts for f in p.figures), tuple(k for p in parts for k in p.keys),
-    )  # fmt: skip
+        tuple(f for p in parts for f in p.figures),
+        tuple(k for p in parts for k in p.keys),
+    )

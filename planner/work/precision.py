@@ -26,7 +26,9 @@ WIDER: dict[str, tuple[str, ...]] = {
 activations (vLLM's Marlin kernels; gpt-oss model card: MXFP4 with BF16 or FP8 activations)."""
 
 
-def formats_on(model: MoeModel, precision: str | None, kv_dtype: str, device: Device) -> Formats:
+def formats_on(
+    model: MoeModel, precision: str | None, kv_dtype: str | None, device: Device
+) -> Formats:
     """Formats of a question on a device.
 
     A checkpoint whose experts are already narrower than the asked precision keeps its own.
@@ -35,7 +37,7 @@ def formats_on(model: MoeModel, precision: str | None, kv_dtype: str, device: De
         MoesaicError: `unknown_name` for a precision that is no format.
     """
     asked = _asked(model, precision)
-    formats = formats_of(model, asked, kv_dtype)
+    formats = formats_of(model, asked, kv_dtype or _cache(precision, device))
     kinds = formats.weights.model_dump().items()
     kept = {name: kind and runnable(kind, device) for name, kind in kinds}
     return replace(formats, weights=formats.weights.model_validate(kept))
@@ -49,6 +51,12 @@ def _asked(model: MoeModel, precision: str | None) -> str | None:
     if name not in DTYPES:
         raise unknown_name("precision", precision, [*DTYPES, *SHORT], "/precision")
     return None if own < 1 and own <= dtype(name).weight_bytes + 0.1 else name
+
+
+def _cache(precision: str | None, device: Device) -> str:
+    """Deployments in 8 or 4 bits keep an 8-bit cache (TensorRT-LLM, Performance Overview)."""
+    narrow = precision is not None and ("8" in precision or "4" in precision)
+    return "fp8" if narrow and "fp8" in device.peak_flop_per_s else "bf16"
 
 
 def runnable(name: str, device: Device) -> str:
