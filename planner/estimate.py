@@ -275,7 +275,8 @@ def _point_rows(line: int, point: Point, held: float, question: Question) -> lis
     if isinstance(second, PoolPoint) and point.concurrency is None:
         decode_batch = float(second.batch)
     else:
-        decode_batch = max(held / _ranks(second), 1.0)
+        ranks = second.dp * second.pp * getattr(second, "workers", 1)
+        decode_batch = max(held / ranks, 1.0)
     fresh = point.isl - point.prefix_tokens
     passes: list[tuple[Point | PoolPoint, Row]] = [
         (first, {"phase": "prefill", "batch": prefill_batch, "new_tokens": float(fresh),
@@ -290,11 +291,6 @@ def _point_rows(line: int, point: Point, held: float, question: Question) -> lis
          "redundant_experts": float(_copies(layout.moe_ep, question.model))}
         for layout, row in ((point.layout(part), row) for part, row in passes)
     ]  # fmt: skip
-
-
-def _ranks(part: Point | PoolPoint) -> int:
-    """Data-parallel ranks and pipeline stages over which sequences in flight spread."""
-    return part.dp * part.pp * getattr(part, "workers", 1)
 
 
 def _layout_row(layout: Layout) -> Row:

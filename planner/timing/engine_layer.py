@@ -83,7 +83,7 @@ class EngineFit(Document):
     """Which rows were fitted on."""
     tpot: Fitted
     ttft: Fitted
-    left_out: dict[str, float] = Field(default_factory=dict)
+    left_out_ratio: dict[str, float] = Field(default_factory=dict)
     """Median error on models (machines) of terms fitted without them."""
 
 

@@ -12,7 +12,7 @@ import polars as pl
 
 from hwprofiles.files import read_document
 from planner.timing.engine_layer import FILE, load_fit
-from planner.validation.compare import ROW, as_data, by, choices, compare, missed, score
+from planner.validation.compare import COMPARED, as_data, by, choices, compare, missed, score
 from planner.validation.evidence import Evidence, read_evidence
 
 FOLDER = Path(__file__).parent / "published"
@@ -41,7 +41,7 @@ def assess(paths: Sequence[Path]) -> dict[str, Any]:
     """
     evidence = read_evidence(paths)
     told = read_document(FOLDER / "gates.yaml")
-    table = compare(evidence.figures) if evidence.figures else pl.DataFrame(schema=ROW)
+    table = compare(evidence.figures) if evidence.figures else pl.DataFrame(schema=COMPARED)
     picks = choices(table)
     return {
         "tables": [path.name for path in paths],
@@ -71,7 +71,7 @@ def _fit() -> dict[str, Any] | None:
     if fit is None:
         return None
     return {
-        "date": fit.date.isoformat(), "rule": fit.rule, "left_out": fit.left_out,
+        "date": fit.date.isoformat(), "rule": fit.rule, "left_out": fit.left_out_ratio,
         **{name: {"rows": q.rows_count, "held_out": q.held_out_count,
                   "held_out_median_ratio": q.held_out_median_ratio}
            for name, q in (("tpot_s", fit.tpot), ("ttft_s", fit.ttft))},

@@ -20,7 +20,7 @@ from planner.point import Estimated
 from planner.quantities import Estimate
 from planner.validation.evidence import Figure
 
-ROW: dict[str, type[pl.DataType]] = {
+COMPARED: dict[str, type[pl.DataType]] = {
     "id": pl.String, "target": pl.String, "source": pl.String, "engine": pl.String,
     "machine": pl.String, "model": pl.String, "mode": pl.String, "precision": pl.String,
     "setting": pl.String, "statistic": pl.String, "choice": pl.String, "layout": pl.String,
@@ -58,13 +58,13 @@ class ChoiceScore:
 
 
 def compare(figures: Sequence[Figure]) -> pl.DataFrame:
-    """Ask every configuration once and put its estimates beside the figures, columns `ROW`."""
+    """Ask every configuration once and put its estimates beside the figures, columns `COMPARED`."""
     keys = [_key(figure.point) for figure in figures]
     asked = dict(zip(keys, (figure.point for figure in figures), strict=True))
     lines = [{**point, "id": key} for key, point in asked.items()]
     answers = {str(a.id): a for a in estimate_many(lines, resolve_model)}
     rows = [_row(f, answers[key]) for f, key in zip(figures, keys, strict=True)]
-    return pl.DataFrame(rows, schema=ROW)
+    return pl.DataFrame(rows, schema=COMPARED)
 
 
 def _key(point: dict[str, Any]) -> str:

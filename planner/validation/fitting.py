@@ -117,7 +117,7 @@ def fit_engine_layer(evidence: Evidence) -> EngineFit:
         rule=RULE,
         tpot=_fitted(terms["tpot_s"], held_in, spread["tpot_s"], "tpot_s"),
         ttft=_fitted(terms["ttft_s"], held_in, spread["ttft_s"], "ttft_s"),
-        left_out=left_out,
+        left_out_ratio=left_out,
     )
 
 

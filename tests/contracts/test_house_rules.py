@@ -81,6 +81,7 @@ PLAIN_FIELDS: dict[str, str] = {
 }
 """Floats without a unit in their name, each with the reason."""
 PLAIN_COLUMNS: dict[str, str] = {
+    "COMPARED": "the unit of the row's target",
     "LAYOUT": "parallel degrees, counts of devices",
     "POINT": "parallel degrees and counts of sequences, tokens, devices",
     "COUNTER": "the unit stands in the counter's name",

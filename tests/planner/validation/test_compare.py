@@ -6,7 +6,7 @@ import polars as pl
 import pytest
 
 from planner.validation.accuracy import assess, inputs_digest, page, shipped
-from planner.validation.compare import ROW, choices, missed, score
+from planner.validation.compare import COMPARED, choices, missed, score
 
 PAGE = Path(__file__).parents[3] / "docs" / "accuracy.md"
 
@@ -14,11 +14,11 @@ PAGE = Path(__file__).parents[3] / "docs" / "accuracy.md"
 def table(measured, typical, **fields):
     count = len(measured)
     columns = {
-        **dict.fromkeys(ROW, [None] * count), "target": ["tpot_s"] * count, "measured": measured,
+        **dict.fromkeys(COMPARED, [None] * count), "target": ["tpot_s"] * count, "measured": measured,
         "typical": typical, "low": [t and t * 0.9 for t in typical],
         "high": [t and t * 1.1 for t in typical], **fields,
     }  # fmt: skip
-    return pl.DataFrame(columns, schema=ROW)
+    return pl.DataFrame(columns, schema=COMPARED)
 
 
 def test_score():
