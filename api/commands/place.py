@@ -44,6 +44,13 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="Today's layout: a map as this command, vllm-ascend or MindIE writes it.",
 )
+@click.option(
+    "--robust",
+    type=click.Choice(["worst", "mean"]),
+    default="worst",
+    show_default=True,
+    help="Of several loads: balance the worst, or the mean.",
+)
 @click.option("--max-moves", type=int, help="Slots that may change against --current.")
 @click.option(
     "--score",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +28,9 @@ class PlacementQuestion(Document):
 
     loads: Annotated[tuple[Matrix, ...], Field(min_length=1)]
     """One or more traces, each layers x experts; rows of zeros are dense layers. Several are
-    balanced at once, by the worst of them."""
+    balanced at once, by `robust`."""
+    robust: Literal["worst", "mean"] = "worst"
+    """Of several traces: the worst busiest device counts, or the mean load is balanced."""
     devices: Annotated[int, Field(ge=1, le=65_536)]
     nodes: Annotated[int, Field(ge=1)] = 1
     redundant: Annotated[int, Field(ge=0)] = 0
@@ -103,7 +105,7 @@ class PlacementQuestion(Document):
 
 
 class LayerPlacement(Document):
-    """How one layer is balanced, worst trace."""
+    """How one layer is balanced: on the worst trace, or on the mean load where that was asked."""
 
     layer: int
     max_over_mean_before: float  # unit: ratio
@@ -147,6 +149,8 @@ def place(question: PlacementQuestion, score: Matrix | None = None) -> Placement
     """
     started = time.perf_counter()
     shares = question.shares()
+    if question.robust == "mean":
+        shares = shares.mean(axis=0, keepdims=True)
     layers = np.flatnonzero(shares[0].sum(axis=1) > 0)
     speeds = _speeds(question)
     slots = question.experts + question.redundant

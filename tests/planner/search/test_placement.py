@@ -129,6 +129,15 @@ def test_several_traces_are_balanced_by_the_worst():
     assert both.layers[0].max_over_mean <= alone.scored[0].max_over_mean + 1e-12
 
 
+def test_the_mean_of_traces_may_be_balanced_instead():
+    loads = (((8.0, 1, 1, 1, 1, 1, 1, 1),), ((1.0, 1, 1, 1, 1, 1, 1, 8),))
+    mean = tuple(float(x) / 30 for x in np.array(loads).sum(axis=0)[0])
+    asked = PlacementQuestion(loads=loads, devices=2, redundant=2, robust="mean")
+    plain = place(PlacementQuestion(loads=((mean,),), devices=2, redundant=2))
+    assert place(asked).physical_to_logical_map == plain.physical_to_logical_map
+    assert place(asked).layers[0].max_over_mean == pytest.approx(plain.layers[0].max_over_mean)
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.floats(0.01, 1), min_size=6, max_size=6))
 def test_groups_to_nodes_is_optimal(values):
