@@ -100,21 +100,15 @@ class PlannedSteps:
             )
         self._question, self._layout = question, layout
         self._axes = axes
-        self._hides_host = limits.async_scheduling
         self.priced = price(_passes(axes, layout, limits, question), question)
         self.source: Source = weakest_source(self.priced.timed)
 
     def seconds(self, side: Side) -> PlannedRankSeconds:
         """Step seconds from the low, typical or high estimate of every pass.
 
-        An engine that plans an iteration while the one before it runs hides its host's work behind
-        the device's, as far as that is longer.
+        The host's part of a pass is what engines were seen to add, whether they plan ahead or not.
         """
         passes = self.priced.passes
-        if self._hides_host:
-            name = f"{side}_s"
-            hidden = pl.max_horizontal(pl.col(name) - pl.col("host_s"), pl.col("host_s"))
-            passes = passes.with_columns(hidden.alias(name))
         prefill = passes.filter(phase="prefill")
         decode = passes.filter(phase="decode")
         return PlannedRankSeconds(
