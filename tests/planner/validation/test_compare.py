@@ -14,8 +14,8 @@ PAGE = Path(__file__).parents[3] / "docs" / "accuracy.md"
 def table(measured, typical, **fields):
     count = len(measured)
     columns = {
-        **dict.fromkeys(COMPARED, [None] * count), "target": ["tpot_s"] * count, "measured": measured,
-        "typical": typical, "low": [t and t * 0.9 for t in typical],
+        **dict.fromkeys(COMPARED, [None] * count), "target": ["tpot_s"] * count,
+        "measured": measured, "typical": typical, "low": [t and t * 0.9 for t in typical],
         "high": [t and t * 1.1 for t in typical], **fields,
     }  # fmt: skip
     return pl.DataFrame(columns, schema=COMPARED)
