@@ -248,6 +248,16 @@ def assign_groups(loads: Array, nodes: int) -> tuple[Ints, float]:
     Returns:
         Node of each group, and the bound on the fullest node's load.
     """
+    groups = loads.shape[1]
+    solution = state_groups(loads, nodes).solve(time_limit_s=10)
+    chosen = np.array(
+        [[solution.values[f"on_{g}_{n}"] for n in range(nodes)] for g in range(groups)]
+    )
+    return chosen.argmax(axis=1), solution.bound
+
+
+def state_groups(loads: Array, nodes: int) -> Programme:
+    """Write the programme of `assign_groups`."""
     traces, groups = loads.shape
     programme = Programme("groups", maximise=False)
     fullest = programme.number("fullest")
@@ -261,11 +271,7 @@ def assign_groups(loads: Array, nodes: int) -> tuple[Ints, float]:
             load = [(on[g][n], float(loads[t, g])) for g in range(groups)]
             programme.require(f"load_{n}_{t}", programme.total([*load, (fullest, -1)]) <= 0)
     programme.objective(programme.total([(fullest, 1)]))
-    solution = programme.solve(time_limit_s=10)
-    chosen = np.array(
-        [[solution.values[f"on_{g}_{n}"] for n in range(nodes)] for g in range(groups)]
-    )
-    return chosen.argmax(axis=1), solution.bound
+    return programme
 
 
 def _whole_map(

@@ -11,7 +11,8 @@ from hwprofiles.errors import MoesaicError
 from planner.formats.expert_load import read_expert_load
 from planner.search.eplb import eplb, replicate
 from planner.search.packing import busiest, doubled, lower_bound, pack
-from planner.search.placement import PlacementQuestion, assign_groups, place
+from planner.search.placement import PlacementQuestion, assign_groups, place, state_groups
+from tests.planner.search.test_assignment import GOLDEN
 
 WEIGHTS = st.lists(st.floats(0.01, 1), min_size=4, max_size=6)
 
@@ -149,6 +150,12 @@ def test_groups_to_nodes_is_optimal(values):
     )
     assert np.bincount(node).tolist() == [3, 3]
     assert bound == pytest.approx(best, abs=1e-6)
+
+
+def test_the_groups_programme_reads_as_reviewed(tmp_path):
+    loads = np.array([[0.25, 0.5, 0.125, 0.125], [0.5, 0.25, 0.125, 0.125]])
+    state_groups(loads, 2).write_lp(tmp_path / "groups.lp")
+    assert (tmp_path / "groups.lp").read_text() == (GOLDEN.parent / "groups.lp").read_text()
 
 
 def test_groups_stay_on_their_node():
