@@ -195,8 +195,9 @@ def _binding(
     per_device = scenario.workload.osl / devices
     return tuple(
         BindingLimit(limit="memory" if name == "memory_share" else name, value=value,
-                     without_output_tokens_per_s_per_device=better * per_device)
-        for name, value, better in binding_limits(table, scenario, rate)
+                     without_output_tokens_per_s_per_device=better * per_device,
+                     one_percent_more_output_tokens_per_s_per_device=more * per_device)
+        for name, value, better, more in binding_limits(table, scenario, rate)
     )  # fmt: skip
 
 

@@ -104,6 +104,8 @@ class BindingLimit(Document):
     limit: Literal["ttft_s", "tpot_s", "memory", "devices", "request_rate", "concurrency"]
     value: float  # unit: the limit's own
     without_output_tokens_per_s_per_device: float | None
+    one_percent_more_output_tokens_per_s_per_device: float | None = None
+    """What the answer would be with 1 % more of the limit."""
 
 
 class Proof(Document):

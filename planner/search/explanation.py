@@ -7,7 +7,7 @@ import polars as pl
 from hwprofiles.errors import MoesaicError
 from planner.scenario import Limits, Scenario
 from planner.search.assignment import Choice, choose, device_limit, within_limits
-from planner.search.conflicts import relaxations, smallest_conflict
+from planner.search.conflicts import relaxations, smallest_conflict, with_limit
 
 GIB = 2.0**30
 LIMITS = ("ttft_s", "tpot_s", "memory_share")
@@ -32,8 +32,12 @@ def served_rate(choice: Choice, table: pl.DataFrame) -> float:
 
 def binding_limits(
     table: pl.DataFrame, scenario: Scenario, rate: float
-) -> list[tuple[str, float, float]]:
-    """Limits without which the programme serves more: name, value, requests per second without."""
+) -> list[tuple[str, float, float, float]]:
+    """Limits without which the programme serves more.
+
+    Returns:
+        Name, value, requests per second without it and with 1 % more of it.
+    """
     found = []
     for limit in LIMITS:
         value = getattr(scenario.limits, limit)
@@ -42,8 +46,15 @@ def binding_limits(
         freed = without(scenario, limit)
         choice = choose(within_limits(table.drop("broken"), freed), freed)
         if choice is not None and (better := served_rate(choice, table)) > rate * (1 + 1e-6):
-            found.append((limit, value, better))
+            found.append((limit, value, better, _with_more(table, scenario, limit, rate)))
     return found
+
+
+def _with_more(table: pl.DataFrame, scenario: Scenario, limit: str, rate: float) -> float:
+    """Requests per second with 1 % more of a limit; never fewer than without."""
+    eased = with_limit(scenario, limit, getattr(scenario.limits, limit) * 1.01)
+    choice = choose(within_limits(table.drop("broken"), eased), eased)
+    return rate if choice is None else max(rate, served_rate(choice, table))
 
 
 def _breaks(table: pl.DataFrame, scenario: Scenario, limit: str) -> bool:

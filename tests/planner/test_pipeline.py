@@ -74,9 +74,11 @@ def test_a_binding_limit_would_give_more():
     plan = make_plan(read_scenario(FIRST))
     assert plan.binding
     for item in plan.binding:
-        assert item.without_output_tokens_per_s_per_device > (
-            plan.output_tokens_per_s_per_device.typical
-        )
+        now = plan.output_tokens_per_s_per_device.typical
+        assert item.without_output_tokens_per_s_per_device > now
+        more = item.one_percent_more_output_tokens_per_s_per_device
+        assert now * (1 - 1e-9) <= more
+        assert more <= item.without_output_tokens_per_s_per_device * (1 + 1e-9)
 
 
 def test_looser_limits_never_serve_less():
