@@ -31,12 +31,17 @@ def command(
 
     Example: moesaic validate -o json --out accuracy.json
     """
+    from hwprofiles.errors import MoesaicError
     from hwprofiles.files import write_text
     from planner.validation.accuracy import assess, page, shipped
 
     paths = shipped()
     if data is not None:
         paths = [data] if data.is_file() else sorted(data.glob("serving*.csv"))
+    if not paths:
+        raise MoesaicError(
+            "invalid", f"{data} holds no table of figures; tables are named serving*.csv", "/data"
+        )
     report = assess(paths)
     output = Output(form, out, quiet)
     output.show(report, lambda: page(report))
