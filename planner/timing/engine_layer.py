@@ -311,3 +311,16 @@ def fitted_passes(passes: pl.DataFrame, layer: Layer | None) -> pl.DataFrame:
         pl.Series("low_s", typical * np.exp(layer.tpot.low_log_ratio)),
         pl.Series("high_s", typical * np.exp(layer.tpot.high_log_ratio)),
     )
+
+
+def median_over_mean(engine_name: str, callers: float) -> float:
+    """Median TTFT over its mean with this many callers, as published medians and means differ."""
+    fit = load_fit()
+    features = {"median": 1.0, "median_callers": float(np.log(max(callers, 1.0))) / 2 - 1.5}
+    terms = fit.ttft.terms if fit is not None else ()
+    logs = [
+        term.log_ratio * features[term.by]
+        for term in terms
+        if term.by in features and term.where in ("any", engine_name)
+    ]
+    return float(np.exp(sum(logs)))

@@ -14,6 +14,7 @@ from planner.timing.engine_layer import (
     find_layer,
     held_up_share,
     load_fit,
+    median_over_mean,
 )
 
 
@@ -53,3 +54,7 @@ def test_a_prompt_holds_up_no_less_than_its_own_rank_and_no_more_than_all(batch,
     rate = batch / osl
     assert share <= max(rate * ranks, rate) * (1 + 1e-9)
     assert share >= min(rate, 1) * (1 - 1e-9)
+
+
+def test_a_median_wait_is_below_the_mean_where_many_call():
+    assert 0.1 < median_over_mean("sglang", 64) < 1
