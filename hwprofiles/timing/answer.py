@@ -152,20 +152,24 @@ def prepared(table: Table, part: pl.DataFrame) -> pl.DataFrame:
     """Rows as the table counts them: one format where it has none, the load's exponent stated."""
     if table.keys.get("dtype") is None:
         part = part.with_columns(pl.lit("bf16").alias("dtype"))
-    return _skewed(part) if table.kernel == "grouped_gemm" else part
+    return _skewed(part, table) if table.kernel == "grouped_gemm" else part
 
 
-def _skewed(part: pl.DataFrame) -> pl.DataFrame:
+def _skewed(part: pl.DataFrame, table: Table) -> pl.DataFrame:
     """State a row's load both ways: by its exponent and by the busiest rank's pairs and experts.
 
     A stated exponent gives the rest as the measured tables were counted; else the busiest rank's
-    ratio, as the planner knows it, gives the exponent.
+    ratio, as the planner knows it, gives the exponent. Where the engine's balanced rows count every
+    token as local, an unstated load on several ranks takes the least skewed rows instead.
     """
     rows = Rows(part)
     get = rows.get
     load = [get("tokens"), get("top_k"), get("experts"), get("moe_ep", 1)]
     stated, busy = get("skew_alpha", np.nan), get("busy_ratio", np.nan)
     alpha = np.where(np.isnan(stated), alpha_of(np.nan_to_num(busy, nan=1.0), load), stated)
+    if table.local_when_balanced:
+        spread = np.isnan(stated) & (get("moe_ep", 1) > 1)
+        alpha = np.where(spread, np.maximum(alpha, table.outer[table.outer > 0].min()), alpha)
     ratio, active = busiest_of([np.asarray(np.round(alpha, 3), dtype=np.float64), *load])
     known = ~np.isnan(busy)
     return part.with_columns(

@@ -81,6 +81,8 @@ class Table:
     residual: NDArray[np.float32]
     """[s, a, b] log of measured over physics; cells that were not measured hold the nearest one."""
     bands: Bands
+    local_when_balanced: bool = False
+    """The balanced rows of several expert ranks count every token as local to the one measured."""
     outlier: float = np.inf
     """Log seconds: neighbours farther than this from their median are drawn in to it. Finite where
     hold-out was better so (autotuned kernels that jump from shape to shape)."""
