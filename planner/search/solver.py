@@ -42,6 +42,10 @@ class Solution:
     values: dict[str, float]
 
 
+SMALL = 100
+"""Variables up to which presolving costs more than it saves (8 ms against 3 ms for 19)."""
+
+
 class Programme:
     """One programme under construction: variables, named constraints, one objective."""
 
@@ -85,9 +89,11 @@ class Programme:
             MoesaicError: `internal` when the time limit comes before any solution, or the solver
                 fails.
         """
+        small = len(self._problem.variables()) <= SMALL
         solver = pulp.HiGHS(
-            msg=False, timeLimit=time_limit_s, gapRel=gap_ratio, threads=threads, random_seed=0
-        )
+            msg=False, timeLimit=time_limit_s, gapRel=gap_ratio, threads=threads, random_seed=0,
+            presolve="off" if small else "choose",
+        )  # fmt: skip
         self._problem.solve(solver)
         values = {v.name: float(v.varValue or 0.0) for v in self._problem.variables()}
         return self._solution(_ended(self._problem.solverModel), values, time_limit_s)
