@@ -28,7 +28,7 @@ from planner.timing.step import stage_shares, weakest_source
 from planner.work.memory import MEMORY
 
 Row = dict[str, Any]
-OPTIONS, REJECTED, FRONTIER = 8, 6, 160
+OPTIONS, REJECTED, FRONTIER = 6, 6, 160
 
 
 def build_plan(
