@@ -175,6 +175,8 @@ def _pool(
     buckets = {name: use[name] for name in MEMORY}
     grown = row["total_bytes"] - use["total_bytes"]
     buckets["activation_bytes"] += grown
+    asked = [point for point in points.values() if point is not None]
+    shares = stage_shares(priced.timed, priced.passes, asked)
     return Pool(
         role=row["role"], machine=_machine(scenario, row), workers=workers,
         devices_per_worker=int(row["devices"]),
@@ -183,8 +185,7 @@ def _pool(
         memory=MemoryUse(**buckets, total_bytes=row["total_bytes"],
                          capacity_bytes=row["capacity_bytes"]),
         breakdown={
-            phase: tuple(stage_shares(priced.timed, point, priced.passes["host_s"][point]))
-            for phase, point in points.items() if point is not None
+            phase: shares[point] for phase, point in points.items() if point is not None
         },
     )  # fmt: skip
 

@@ -19,7 +19,7 @@ from planner.model_library import resolve_model
 from planner.moe_model import MoeModel
 from planner.point import ErrorText, Estimated, MemorySummary, Point, PoolPoint
 from planner.pricing import Priced, Question, price
-from planner.quantities import Estimate, Source
+from planner.quantities import Estimate, Source, StageShare
 from planner.timing.serving import KEY, SIDES, beside, pool_ttft, serving_table
 from planner.timing.step import stage_shares, weakest_source
 from planner.training import TrainingPoint, estimate_training, is_training
@@ -27,6 +27,7 @@ from planner.work.memory import MEMORY
 from planner.work.precision import formats_on
 
 Row = dict[str, Any]
+Shares = dict[int, tuple[StageShare, ...]]
 Resolve = Callable[[Any], MoeModel]
 WEIGHTS = MEMORY[:6]
 ROUNDS = 40
@@ -133,8 +134,11 @@ class Group:
         if running != held:
             priced = price(self.passes(running), self.question)
         table, source = self._table(priced), weakest_source(priced.timed)
+        decoding = [row["decode_point"] for row in table.values()]
+        asked_for = [point for point in decoding if point is not None]
+        shares = stage_shares(priced.timed, priced.passes, asked_for)
         return [
-            self._answer(i, table, priced, (source, held[i] - running[i]))
+            self._answer(i, table, priced, (source, held[i] - running[i], shares))
             for i in range(len(self.points))
         ]
 
@@ -215,7 +219,11 @@ class Group:
         return high
 
     def _answer(
-        self, i: int, table: dict[tuple[int, str], Row], priced: Priced, told: tuple[Source, float]
+        self,
+        i: int,
+        table: dict[tuple[int, str], Row],
+        priced: Priced,
+        told: tuple[Source, float, Shares],
     ) -> Estimated:
         point = self.points[i]
         if point.mode == "agg":
@@ -304,10 +312,10 @@ def _side_by_side(row: Row, name: str, source: Source) -> Estimate:
 
 def _estimated(
     point: Point, parts: list[tuple[int, Row]], priced: Priced, question: Question,
-    told: tuple[Source, float],
+    told: tuple[Source, float, Shares],
 ) -> Estimated:  # fmt: skip
-    """Write one line's answer; `told`: certainty, and requests that wait for memory or a seat."""
-    source, waiting = told
+    """Write one line's answer; `told`: certainty, requests that wait for a seat, stages by pass."""
+    source, waiting, shares = told
     rows = {row["role"]: row for _, row in parts}
     decode, prefill = (rows.get("agg") or rows[role] for role in ("decode", "prefill"))
     devices = sum(workers * row["devices"] for workers, row in parts)
@@ -332,13 +340,7 @@ def _estimated(
         energy_j_per_token=_energy(question, output),
         memory=memory,
         fits=memory.total_bytes <= memory.capacity_bytes,
-        breakdown=tuple(
-            stage_shares(
-                priced.timed,
-                decode["decode_point"],
-                priced.passes["host_s"][decode["decode_point"]],
-            )
-        ),
+        breakdown=shares[decode["decode_point"]],
         assumptions=_assumptions(point, question, memory, waiting),
     )
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from hwprofiles.document import parse_as
 from hwprofiles.errors import MoesaicError
 from hwprofiles.files import read_document, write_text
-from planner.pipeline import make_plan, parse_scenario
+from planner.pipeline import make_plan, read_scenario
 from planner.plan import Plan
 from reports import views
 from reports.pages import IndexEntry, render_index, render_plan
@@ -21,7 +21,7 @@ def read_plan(source: Path) -> Plan:
     data = read_document(source)
     if isinstance(data, dict) and "scenario_digest" in data:
         return parse_as(Plan, data, what=f"plan {source.name}")
-    return make_plan(parse_scenario(data))
+    return make_plan(read_scenario(source))
 
 
 def report_file(source: Path, page: Path) -> Plan:

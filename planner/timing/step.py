@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import polars as pl
 
@@ -90,26 +92,46 @@ def _host(engine: Engine, phase: Phase, layers: int) -> pl.Expr:
     return engine.step_overhead_s(phase, layers) + pl.col("batch") * each
 
 
-def stage_shares(timed: pl.DataFrame, point: int, host_s: float) -> list[StageShare]:
-    """Where one pass spends its time, the longest stage first, the engine's host last."""
-    rows = timed.filter(point=point).with_columns(
-        spent_s=pl.col("typical_s") * pl.col("repeat_count")
-    )
+def stage_shares(
+    timed: pl.DataFrame, passes: pl.DataFrame, points: Iterable[int]
+) -> dict[int, tuple[StageShare, ...]]:
+    """Where passes spend their time, the longest stage first, the engine's host last.
+
+    Args:
+        timed: the timed work sheet.
+        passes: columns `point`, `host_s`, `raw_s`, `typical_s`; a fitted engine layer between the
+            last two weighs every stage alike, so that stages add up to the pass.
+        points: the passes wanted.
+    """
+    wanted = sorted(set(points))
+    spent = pl.col("typical_s") * pl.col("repeat_count")
     by_stage = (
-        rows.sort("spent_s", descending=True)
-        .group_by("stage", maintain_order=True)
+        timed.filter(pl.col("point").is_in(wanted))
+        .with_columns(spent.alias("spent_s"))
+        .sort("point", "spent_s", "stage", descending=[False, True, False])
+        .group_by("point", "stage", maintain_order=True)
         .agg(pl.col("spent_s").sum(), pl.col("bound_by").first(), pl.col("source").first())
-        .sort("spent_s", descending=True)
+        .sort("point", "spent_s", "stage", descending=[False, True, False])
     )
-    total = float(by_stage["spent_s"].sum()) + host_s
-    shares = [
-        StageShare(stage=r["stage"], seconds_s=r["spent_s"], share_ratio=r["spent_s"] / total,
-                   bound_by=r["bound_by"], source=r["source"])
-        for r in by_stage.iter_rows(named=True)
-    ]  # fmt: skip
-    host = StageShare(stage=HOST, seconds_s=host_s, share_ratio=host_s / total,
-                      bound_by="latency", source="assumed")  # fmt: skip
-    return [*shares, host]
+    stages = by_stage.partition_by("point", as_dict=True)
+    known = passes.filter(pl.col("point").is_in(wanted))
+    return {
+        row["point"]: _shares(stages[(row["point"],)], row)
+        for row in known.select("point", "host_s", "raw_s", "typical_s").iter_rows(named=True)
+    }
+
+
+def _shares(stages: pl.DataFrame, row: dict[str, float]) -> tuple[StageShare, ...]:
+    """Stages of one pass; `row` holds its host, raw and fitted seconds."""
+    fitted = row["typical_s"] / row["raw_s"]
+    named = [(r["stage"], r["spent_s"], r["bound_by"], r["source"])
+             for r in stages.iter_rows(named=True)]  # fmt: skip
+    named.append((HOST, row["host_s"], "latency", "assumed"))
+    return tuple(
+        StageShare(stage=stage, seconds_s=seconds * fitted, share_ratio=seconds / row["raw_s"],
+                   bound_by=bound, source=source)
+        for stage, seconds, bound, source in named
+    )  # fmt: skip
 
 
 SOURCE_ORDER: tuple[Source, ...] = ("measured", "calibrated", "modelled", "assumed")

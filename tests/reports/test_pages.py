@@ -84,3 +84,7 @@ def test_bars_never_leave_their_box():
 
 def test_ticks_of_nothing():
     assert ticks(0) == [0]
+
+
+def test_files_that_scenarios_name_are_found_from_their_folder(tmp_path):
+    assert report_folder(FIRST.parent, tmp_path / "pages", show_progress=False) == 0
