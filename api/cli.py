@@ -54,7 +54,7 @@ class Verbs(click.Group):
 @click.command(cls=Verbs)
 @click.version_option(package_name="moesaic", prog_name="moesaic")
 def group() -> None:
-    r"""Plan Mixture-of-Experts models on the machines you have, each number sourced and bounded.
+    """Plan Mixture-of-Experts models on the machines you have, each number sourced and bounded.
 
     \b
     Exit status: 0 done, 1 our fault, 2 invalid question, 3 no feasible answer,

@@ -99,7 +99,7 @@ RUNNERS = ("auto", "numpy", "torch-cuda", "torch-cpu", "torch-npu")
 )
 @click.option("--quiet", is_flag=True, help="No notes and no progress bar.")
 def command(folder: Path, form: str, *, quiet: bool, **choices: Any) -> None:  # fmt: skip # noqa: ANN401
-    r"""Measure this machine's kernels and fit a profile, with its error on shapes it has not seen.
+    """Measure this machine's kernels and fit a profile, with its error on shapes it has not seen.
 
     Rows during which other processes or the hypervisor took the cores are dropped and tried again.
     Every finished row is on disk before the next begins.

@@ -18,7 +18,7 @@ MODEL = click.option("--model", help="Also state the four costs on this model: a
 
 @click.group()
 def command() -> None:
-    r"""Decide what experts give up when memory is short.
+    """Decide what experts give up when memory is short.
 
     \b
     Example:
@@ -78,7 +78,7 @@ def bits(
     factors: Path, model: str | None, form: str, out: Path | None, overrides: tuple[str, ...],
     quiet: bool, **given: Any,  # noqa: ANN401 - the other options, as click names them
 ) -> None:  # fmt: skip
-    r"""Give each expert its bits: MC-MoE's integer programme, solved to proven optimality.
+    """Give each expert its bits: MC-MoE's integer programme, solved to proven optimality.
 
     \b
     Example:
@@ -163,7 +163,7 @@ def prune(
     scores: Path, score: str, top_k: int, model: str | None, form: str, out: Path | None,
     overrides: tuple[str, ...], quiet: bool, **given: Any,  # noqa: ANN401
 ) -> None:  # fmt: skip
-    r"""Keep whole experts (PreMoe): the highest scores under a count, with coverage by layer.
+    """Keep whole experts (PreMoe): the highest scores under a count, with coverage by layer.
 
     \b
     Example:
@@ -223,7 +223,7 @@ def atomic(
     saliency: Path, cut_ratio: float, tile: int, model: str | None, form: str, out: Path | None,
     overrides: tuple[str, ...], quiet: bool,
 ) -> None:  # fmt: skip
-    r"""Cut inner units of experts (HEAPr): the lowest saliency goes, in tiles.
+    """Cut inner units of experts (HEAPr): the lowest saliency goes, in tiles.
 
     \b
     Example:
@@ -279,7 +279,7 @@ def merge(
     trace: Path, groups: int, top_k: int, model: str | None, form: str, out: Path | None,
     overrides: tuple[str, ...], quiet: bool, router_pruned: bool,
 ) -> None:  # fmt: skip
-    r"""Merge experts into the dominant ones they resemble (M-SMoE).
+    """Merge experts into the dominant ones they resemble (M-SMoE).
 
     Merging alone saves memory, not time: the router keeps its rows unless --router-pruned.
 
@@ -318,7 +318,7 @@ def fit(
     model: str, scores: Path | None, device_memory: str, form: str, out: Path | None,
     overrides: tuple[str, ...], quiet: bool, **given: Any,  # noqa: ANN401
 ) -> None:  # fmt: skip
-    r"""Say what to drop and what to quantise so that a model fits, with proof and costs.
+    """Say what to drop and what to quantise so that a model fits, with proof and costs.
 
     \b
     Example:

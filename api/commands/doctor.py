@@ -58,7 +58,7 @@ CHECKS: dict[str, Callable[[], str]] = {
 @click.command()
 @output_options
 def command(form: str, out: object, overrides: tuple[str, ...], quiet: bool) -> None:
-    r"""Check the installation; exit 1 when something needed fails.
+    """Check the installation; exit 1 when something needed fails.
 
     \b
     Example:

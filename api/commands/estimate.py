@@ -21,7 +21,7 @@ def command(
     file: Path | None, batch: Path | None, form: str, out: Path | None,
     overrides: tuple[str, ...], quiet: bool,
 ) -> None:  # fmt: skip
-    r"""Estimate TTFT, TPOT, throughput and memory of the configuration in FILE.
+    """Estimate TTFT, TPOT, throughput and memory of the configuration in FILE.
 
     \b
     Examples:

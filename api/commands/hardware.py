@@ -32,7 +32,7 @@ SUFFIXES = {
 
 @click.group()
 def command() -> None:
-    r"""Show known devices and clusters; each number carries its source, date and certainty.
+    """Show known devices and clusters; each number carries its source, date and certainty.
 
     \b
     moesaic hardware list
@@ -44,7 +44,7 @@ def command() -> None:
 @command.command("list")
 @output_options
 def list_command(*, form: str, out: Path | None, overrides: tuple[str, ...], quiet: bool) -> None:
-    r"""Name every device and cluster.
+    """Name every device and cluster.
 
     \b
     moesaic hardware list -o json
@@ -61,7 +61,7 @@ def list_command(*, form: str, out: Path | None, overrides: tuple[str, ...], qui
 def show_command(
     name: str, *, form: str, out: Path | None, overrides: tuple[str, ...], quiet: bool
 ) -> None:
-    r"""Show one device or cluster: a name, an alias, or a YAML or JSON file of your own.
+    """Show one device or cluster: a name, an alias, or a YAML or JSON file of your own.
 
     \b
     moesaic hardware show "H100 SXM 80GB"

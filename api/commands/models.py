@@ -17,7 +17,7 @@ GIB = 2.0**30
 
 @click.group()
 def command() -> None:
-    r"""Show known models, or read a checkpoint's config.json, exactly and with every assumption.
+    """Show known models, or read a checkpoint's config.json, exactly and with every assumption.
 
     \b
     moesaic models list
@@ -30,7 +30,7 @@ def command() -> None:
 @command.command("list")
 @output_options
 def list_command(*, form: str, out: Path | None, overrides: tuple[str, ...], quiet: bool) -> None:
-    r"""Name every model of the catalogue with its size.
+    """Name every model of the catalogue with its size.
 
     \b
     moesaic models list -o json
@@ -58,7 +58,7 @@ def show_command(
     name: str, *, assume: bool, weights: Path | None, form: str, out: Path | None,
     overrides: tuple[str, ...], quiet: bool,
 ) -> None:  # fmt: skip
-    r"""Show one model: a name, a config.json, or a folder that holds one.
+    """Show one model: a name, a config.json, or a folder that holds one.
 
     \b
     moesaic models show mixtral-8x7b
@@ -99,7 +99,7 @@ def fit_command(
     name: str, *, device: str, assume: bool, form: str, out: Path | None,
     overrides: tuple[str, ...], quiet: bool, **layout: Any,  # noqa: ANN401 - degrees by name
 ) -> None:  # fmt: skip
-    r"""Say whether a model fits a device, bucket by bucket, and how far it could grow.
+    """Say whether a model fits a device, bucket by bucket, and how far it could grow.
 
     `--set` reaches the rest of the layout: precision, kv_dtype, redundant_experts, prefill_tokens,
     low_latency_tokens, lora_rank, lora_count, context_bytes, memory_share.

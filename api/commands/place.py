@@ -62,7 +62,7 @@ def command(
     loads: tuple[Path, ...], form: str, out: Path | None, overrides: tuple[str, ...],
     quiet: bool, **given: Any,  # noqa: ANN401 - the other options, as click names them
 ) -> None:  # fmt: skip
-    r"""Place the experts of every layer so that the busiest device has as little as can be.
+    """Place the experts of every layer so that the busiest device has as little as can be.
 
     Says for each layer the busiest device over the mean before and after, the proven bound, and
     what the published greedy balancing reaches on the same load.

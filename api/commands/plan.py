@@ -18,7 +18,7 @@ def command(
     file: Path, form: str, out: Path | None, overrides: tuple[str, ...], quiet: bool,
     html: Path | None,
 ) -> None:  # fmt: skip
-    r"""Choose how to serve the scenario in FILE (YAML or JSON).
+    """Choose how to serve the scenario in FILE (YAML or JSON).
 
     Prints the ranked ways to serve it, the limits that bound, and what lost and why.
 

@@ -15,7 +15,7 @@ from api.output import Output
               help="HTML file for one scenario or plan; folder for a folder of them.")  # fmt: skip
 @click.option("--quiet", is_flag=True, help="No notes and no progress bar.")
 def command(source: Path, out: Path, quiet: bool) -> None:
-    r"""Render SOURCE: a scenario, a finished plan (JSON), or a folder of either.
+    """Render SOURCE: a scenario, a finished plan (JSON), or a folder of either.
 
     A bad file in a folder is named on the index page and does not stop the others.
 

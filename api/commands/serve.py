@@ -9,7 +9,7 @@ import click
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8000, show_default=True, help="Port to listen on.")
 def command(host: str, port: int) -> None:
-    r"""Answer REST questions; the API's pages are at /docs.
+    """Answer REST questions; the API's pages are at /docs.
 
     \b
     Example:

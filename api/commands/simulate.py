@@ -50,7 +50,7 @@ def command(
     \b
     Example:
     moesaic simulate tests/scenarios/simulate/qwen3-poisson.yaml --requests requests.csv
-    """  # noqa: D301 - click reads the backspace itself
+    """
     from planner.simulation.files import read_question, write_table
     from planner.simulation.simulate import simulate
     from reports.simulation_text import simulation_text

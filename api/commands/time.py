@@ -33,7 +33,7 @@ SMALL = 500
 )
 @click.option("--quiet", is_flag=True, help="No progress bar.")  # fmt: skip
 def command(batch: Path, extrapolate: bool, out: Path | None, quiet: bool) -> None:
-    r"""Say low, typical and high seconds of each kernel row in a file (80 % intervals).
+    """Say low, typical and high seconds of each kernel row in a file (80 % intervals).
 
     A line: {"id": 1, "device": "h200-sxm", "backend": "vllm", "kernel": "gemm", "m": 64,
     "n": 4096, "k": 7168, "dtype": "bf16"}.
