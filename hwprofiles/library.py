@@ -159,6 +159,8 @@ def _stretched(base: Cluster, fields: dict[str, Any]) -> Cluster:
     tiers[-1]["spans_devices"] = max(tiers[-1]["spans_devices"], nodes * width)
     device = fields.get("device", base.device)
     name = fields.get("name", f"{base.name}-{nodes}x{width}")
+    if "title" not in fields:
+        fields = fields | {"title": f"{nodes} x {width} {fields.get('device', base.device).title}"}
     return parse_as(
         Cluster, {**base.model_dump(), **fields, "name": name, "device": device, "tiers": tiers},
         what="cluster",

@@ -44,7 +44,7 @@ def render_plan(plan: Plan) -> str:
         memory_bar=_memory_bar,
         time_bars=_time_bars,
         frontier=Markup(_frontier(plan)),  # noqa: S704 - our own SVG; every text in it is escaped
-        title=f"{plan.scenario.model.name} on {plan.scenario.cluster.title}",
+        title=views.title(plan),
     )
 
 

@@ -36,7 +36,7 @@ def plan_text(plan: Plan) -> str:
     """The whole answer as text: headline, ranking, limits, rejections, memory."""
     rows = [views.option_row(option).cells() for option in plan.options]
     parts = [
-        f"{plan.scenario.model.name} on {plan.scenario.cluster.title}",
+        views.title(plan),
         views.headline(plan),
         f"TTFT {views.milliseconds(plan.ttft_s)}, TPOT {views.milliseconds(plan.tpot_s)}, "
         f"{views.tokens_rate(plan.output_tokens_per_s_per_device)} output tokens/s/device",

@@ -136,6 +136,13 @@ def option_row(option: Option) -> OptionRow:
     )
 
 
+def title(plan: Plan) -> str:
+    """The question in a line: model and machines."""
+    scenario = plan.scenario
+    machines = [scenario.cluster.title, *(machine.cluster.title for machine in scenario.also)]
+    return f"{scenario.model.name} on {' and '.join(machines)}"
+
+
 def headline(plan: Plan) -> str:
     """The answer in one sentence."""
     pools = " and ".join(
