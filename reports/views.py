@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from planner.plan import LayoutOf, Option, Plan, Pool
+from planner.plan import Option, Plan, Pool
 from planner.point import Estimated, MemorySummary
 from planner.quantities import Estimate
 
@@ -85,11 +85,6 @@ def gib(value: float) -> str:
     '80 GiB'
     """
     return f"{number(value / GIB)} GiB"
-
-
-def layout_label(layout: LayoutOf) -> str:
-    """A layout in one line."""
-    return layout.label()
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from fastapi import APIRouter
 
 from api.problems import PROBLEMS
 from hwprofiles import library
+from planner.model_facts import model_facts
 from planner.model_library import load_named, model_names
 from planner.parameters import count_parameters
 
@@ -22,11 +23,10 @@ def list_models() -> dict[str, list[str]]:
 
 @router.get("/models/{name}")
 def show_model(name: str) -> dict[str, Any]:
-    """Show one model: its document and its parameters by bucket."""
+    """Show one model: what `models show` says, its document, its parameters by bucket."""
     model = load_named(name)
-    count = count_parameters(model)
-    return {"model": model.model_dump(mode="json"), "params_total": count.total,
-            "params_active": count.active, "parameters": count.model_dump()}  # fmt: skip
+    document = {"model": model.model_dump(mode="json")}
+    return model_facts(model) | document | {"parameters": count_parameters(model).model_dump()}
 
 
 @router.get("/hardware")
@@ -38,6 +38,4 @@ def list_hardware() -> dict[str, list[str]]:
 @router.get("/hardware/{name}")
 def show_hardware(name: str) -> dict[str, Any]:
     """Show one device or cluster with the source of every number."""
-    if library.canonical(name) in library.names("clusters"):
-        return library.load_cluster(name).model_dump(mode="json")
-    return library.load_device(name).model_dump(mode="json")
+    return library.load_hardware(name).model_dump(mode="json")

@@ -94,16 +94,6 @@ class Engine(Document):
         return self.overhead[phase].seconds(layers, sequences)
 
     @property
-    def decode_step_s(self) -> float:
-        """Host seconds of a decode pass without the terms by layer and sequence."""
-        return self.overhead["decode"].base_s.value
-
-    @property
-    def prefill_step_s(self) -> float:
-        """Host seconds of a prefill pass without the terms by layer and sequence."""
-        return self.overhead["prefill"].base_s.value
-
-    @property
     def buffer_bytes(self) -> float:
         """Bytes a device loses to context, graphs and communication."""
         return self.context_bytes.value

@@ -14,12 +14,6 @@ LIMITS = ("ttft_s", "tpot_s", "memory_share")
 """Limits that a single candidate can break."""
 
 
-def without(scenario: Scenario, limit: str) -> Scenario:
-    """The same question without one limit."""
-    free = {"memory_share": 1.0} if limit == "memory_share" else {limit: None}
-    return scenario.model_copy(update={"limits": scenario.limits.model_copy(update=free)})
-
-
 def served_rate(choice: Choice, table: pl.DataFrame) -> float:
     """Requests per second of a choice at typical values: the slower of its pools."""
     rows = table.filter(pl.col("row").is_in([pick.row for pick in choice.picks]))
@@ -43,7 +37,7 @@ def binding_limits(
         value = getattr(scenario.limits, limit)
         if value is None or not _breaks(table, scenario, limit):
             continue
-        freed = without(scenario, limit)
+        freed = with_limit(scenario, limit, None)
         choice = choose(within_limits(table.drop("broken"), freed), freed)
         if choice is not None and (better := served_rate(choice, table)) > rate * (1 + 1e-6):
             found.append((limit, value, better, _with_more(table, scenario, limit, rate)))
@@ -59,7 +53,7 @@ def _with_more(table: pl.DataFrame, scenario: Scenario, limit: str, rate: float)
 
 def _breaks(table: pl.DataFrame, scenario: Scenario, limit: str) -> bool:
     """Whether any candidate is lost to this limit alone."""
-    freed = within_limits(table.drop("broken"), without(scenario, limit))
+    freed = within_limits(table.drop("broken"), with_limit(scenario, limit, None))
     return freed["broken"].null_count() > table["broken"].null_count()
 
 
@@ -111,7 +105,7 @@ def _nearest(table: pl.DataFrame, scenario: Scenario) -> list[tuple[str, float]]
     for limit, column in columns.items():
         if getattr(scenario.limits, limit) is None:
             continue
-        freed = within_limits(table.drop("broken"), without(scenario, limit))
+        freed = within_limits(table.drop("broken"), with_limit(scenario, limit, None))
         kept = freed.filter(pl.col("broken").is_null())[column].drop_nulls()
         whole = table[column].drop_nulls()
         values = kept if len(kept) else whole

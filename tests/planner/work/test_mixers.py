@@ -3,24 +3,19 @@
 import polars as pl
 import pytest
 
-from planner.candidates import POINT, number
 from planner.model_library import load_model
 from planner.parameters import count_parameters
 from planner.work.memory import MEMORY, add_memory
 from planner.work.sheet import build_sheet, formats_of
+from tests.planner.work.test_sheet import point as pass_point
 
 GIB = 2.0**30
 
 
 def point(**changes):
-    row = {
-        "tp": 1, "dp": 1, "pp": 1, "moe_tp": 1, "moe_ep": 1, "devices": 1, "phase": "decode",
-        "batch": 16, "new_tokens": 1, "past_tokens": 4096, "context_tokens": 4096, "osl": 100,
-        "step_tokens": 1, "redundant_experts": 0, "node_devices": 8,
-    }  # fmt: skip
-    schema = {name: kind for name, kind in POINT.items() if name != "point"}
-    frame = number(pl.DataFrame([row | changes], schema=schema))
-    return frame.with_columns(pl.lit(1.0).alias("busy_ratio"), pl.lit(1.0).alias("active_experts"))
+    decode = {"phase": "decode", "batch": 16, "new_tokens": 1, "past_tokens": 4096,
+              "context_tokens": 4096}  # fmt: skip
+    return pass_point(**(decode | changes))
 
 
 def sheet_of(name, **changes):
