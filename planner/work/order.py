@@ -70,3 +70,21 @@ def dcca(of: FineGrained) -> OrderCost:
 def exchange_elements(of: FineGrained) -> float:
     """Numbers sent in a layer's forward pass: C = 2·k·(ep − 1)/ep·b·s·h (equation 2)."""
     return 2 * of.top_k * (of.ep - 1) / of.ep * of.tokens * of.hidden
+
+
+def sharded_elements(of: FineGrained, tp: int, *, narrowed: bool) -> float:
+    """Numbers that a rank takes in and gives out among tp ranks in a layer's forward pass.
+
+    Sequence parallelism gathers before attention and scatters after it, and does so again for the
+    rows of the experts, which tp cuts, too (Megatron-LM, arXiv:2205.05198, section 4.2): 2 + 2k
+    hidden-wide copies of the rank's own tokens. DCCA cuts its two projections as well, and narrows
+    what the experts gather: 2 + 2 + 2rk copies.
+
+    Args:
+        of: the model and its batch; `ep` times `tp` ranks hold its tokens in equal parts.
+        tp: ranks that cut attention, projections and experts.
+        narrowed: DCCA instead of CDAC.
+    """
+    own = of.tokens / (of.ep * tp) * of.hidden
+    copies = 4 + 2 * of.ratio * of.top_k if narrowed else 2 + 2 * of.top_k
+    return own * (tp - 1) * copies
