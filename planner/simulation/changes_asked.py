@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
 
 from hwprofiles.errors import MoesaicError
 from planner.simulation.autoscale import Autoscale, Bounds, policy
 from planner.simulation.elastic import ScaleCosts, Scaling, scale
 from planner.simulation.planned_steps import PlannedSteps, Side
 from planner.simulation.question import ScaleEvent, SimulationQuestion
+from planner.simulation.rank import EngineLimits
 from planner.simulation.scaling import LayoutChange
 from planner.simulation.sequence import Sequence
 from planner.simulation.summary import Slo
@@ -16,6 +19,7 @@ from planner.simulation.summary import Slo
 StepsOf = Callable[[int], PlannedSteps]
 """Priced passes of the first pool's layout with so many data-parallel ranks."""
 _OWN_DEVICES = ("horizontal",)
+COLOCATED = "colocated"
 
 
 class ScalePlanner:
@@ -24,15 +28,16 @@ class ScalePlanner:
     Args:
         question: the question, with `scale_rates`.
         steps_of: prices a layout; called once for each `dp`.
-        kv_bytes: KV cache of one device.
+        block_bytes: one KV block on one device.
     """
 
-    def __init__(self, question: SimulationQuestion, steps_of: StepsOf, kv_bytes: float) -> None:
+    def __init__(self, question: SimulationQuestion, steps_of: StepsOf, block_bytes: float) -> None:
         rates = question.scale_rates
         assert rates is not None  # noqa: S101 - the document says so
         tier = question.cluster.tier_for(question.cluster.device_count)
         self._question = question
-        self._kv_bytes = kv_bytes
+        self._block_bytes = block_bytes
+        self._kv_bytes = 0.0
         self._steps_of = steps_of
         self._steps: dict[int, PlannedSteps] = {}
         self._costs = ScaleCosts(
@@ -48,6 +53,38 @@ class ScalePlanner:
         if dp not in self._steps:
             self._steps[dp] = self._steps_of(dp)
         return self._steps[dp]
+
+    def limits(self, limits: EngineLimits) -> EngineLimits:
+        """Limits with the KV blocks that are left when a second copy of the weights must fit.
+
+        Colocated scaling boots the next layout beside the running one, on the same devices: its
+        room is kept free from the start (arXiv:2510.02613, section 7.1).
+
+        Raises:
+            MoesaicError: `infeasible` when no block is left.
+        """
+        blocks = limits.kv_blocks
+        after = self._beside()
+        if after:
+            beside = max(self.steps(dp).worker_bytes(0.0).weight_bytes for dp in after)
+            blocks -= math.ceil(beside / self._block_bytes)
+        if blocks < 1:
+            raise MoesaicError(
+                "infeasible",
+                "colocated scaling keeps room for a second copy of the weights; no KV block is "
+                "left beside it; elastic or cold_restart would work", "/events",
+            )  # fmt: skip
+        self._kv_bytes = blocks * self._block_bytes
+        return replace(limits, kv_blocks=blocks)
+
+    def _beside(self) -> set[int]:
+        """Ranks of the layouts that boot beside another one on the same devices."""
+        found = {e.dp for e in self._question.events
+                 if e.kind == "scale" and e.strategy == COLOCATED}  # fmt: skip
+        controller = self._question.autoscale
+        if controller is not None and controller.strategy == COLOCATED:
+            found.add(controller.fewest)  # the fewest ranks hold the most weights each
+        return found
 
     def cost(self, strategy: str, before: int, after: int) -> Scaling:
         """What going from so many ranks to so many takes."""

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 
 from hwprofiles.errors import MoesaicError, unknown_name
 
+HOST_CROSSINGS = 2
+"""Bytes that go from one process to another through host memory leave the device and come back."""
+
 
 @dataclass(frozen=True)
 class ScaleCosts:
@@ -27,8 +30,8 @@ class ScaleCosts:
     """First passes after weights are attached."""
     regroup_s: float = 0.0
     """Communication groups destroyed and made again; counted when nodes are added."""
-    copy_bytes_per_s: float = float("inf")
-    """Copies into memory that can be shared, where the allocator does not give such memory."""
+    host_bytes_per_s: float = float("inf")
+    """Between a device and its host's memory, one way."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,14 @@ class Features:
     zero_copy: bool = True
 
 
+def moved_expert_bytes(before: WorkerBytes, after: WorkerBytes) -> float:
+    """Expert bytes that one new device receives, or, scaling down, one device that stays."""
+    share = after.expert_bytes / after.devices
+    if after.devices > before.devices:
+        return share
+    return share - before.expert_bytes / before.devices
+
+
 def moved_bytes(before: WorkerBytes, after: WorkerBytes) -> float:
     """Bytes that the busiest link carries: what one new (or growing) device receives.
 
@@ -91,10 +102,8 @@ def moved_bytes(before: WorkerBytes, after: WorkerBytes) -> float:
     at once over links of their own; scaling down, each staying device gets its part of the experts
     that the leaving devices held.
     """
-    share = after.expert_bytes / after.devices
-    if after.devices > before.devices:
-        return after.attention_bytes + share
-    return share - before.expert_bytes / before.devices
+    attention = after.attention_bytes if after.devices > before.devices else 0.0
+    return attention + moved_expert_bytes(before, after)
 
 
 def elastic(
@@ -103,7 +112,9 @@ def elastic(
     """ElasticMoE: attach what is there, send what is missing, warm up; serve meanwhile.
 
     Without zero-copy nothing can be attached: all weights are read again and service stops.
-    Without the shared allocator, the arriving bytes are copied once more into shareable memory.
+    Without the shared allocator, arriving experts lie in memory that no handle can name (PyTorch's
+    caching allocator): they reach the serving process through host memory, there and back, and
+    take room on their devices twice until then.
     """
     have = features or Features()
     new = max(after.devices - before.devices, 0)
@@ -118,9 +129,9 @@ def elastic(
         phases.append(("p2p", arriving / costs.link_bytes_per_s))
     else:
         phases.append(("disk", arriving / costs.disk_bytes_per_s))
-    copied = 0.0 if have.shared_allocator else after.expert_bytes * receivers / after.devices
+    copied = 0.0 if have.shared_allocator else moved_expert_bytes(before, after)
     if copied:
-        phases.append(("copy", arriving / costs.copy_bytes_per_s))
+        phases.append(("copy", HOST_CROSSINGS * copied / costs.host_bytes_per_s))
     phases += [("regroup", costs.regroup_s), ("warm-up", costs.warm_up_s)]
     duration = sum(seconds for _, seconds in phases)
     staying = min(before.devices, after.devices)
@@ -128,7 +139,7 @@ def elastic(
     resident = before.devices * before.device_bytes + (after.devices - staying) * after.device_bytes
     return Scaling(
         "elastic", tuple(phases), 0.0 if have.zero_copy else duration, duration,
-        max(before.devices, after.devices), resident + copied,
+        max(before.devices, after.devices), resident + copied * receivers,
     )  # fmt: skip
 
 

@@ -117,8 +117,9 @@ def prepare(question: SimulationQuestion) -> Prepared:
     if question.decode is None:
         scaling = None
         if question.scale_rates is not None:
-            kv_bytes = limits.kv_blocks * limits.block_tokens * steps.kv_token_bytes()
-            scaling = ScalePlanner(question, _steps_of(question, shared, longest), kv_bytes)
+            block_bytes = limits.block_tokens * steps.kv_token_bytes()
+            scaling = ScalePlanner(question, _steps_of(question, shared, longest), block_bytes)
+            limits = scaling.limits(limits)
         return Prepared(question, limits, steps, None, None, scaling)
     if question.events or question.autoscale:
         raise MoesaicError(
