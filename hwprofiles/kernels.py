@@ -94,6 +94,7 @@ _TOKEN_128_SCALE = 4 / 128  # fp32 scale for each 128 activations of a token
 _NVFP4_SCALE = 1 / 16  # one fp8 scale for 16 numbers, NVIDIA NVFP4 format
 _MXFP4_SCALE = 1 / 32  # one e8m0 scale for 32 numbers, OCP MX format 1.0
 _GROUP_128_SCALE = 2 / 128  # fp16 scale for each 128 weights of a column
+_Q4_K_M_BYTES = 4.83 / 8  # DeepSeek-R1 671B Q4_K_M: 404.4 GB of 671 B weights (unsloth GGUF files)
 
 DTYPES: dict[str, Dtype] = {
     "fp32": Dtype(4, 4, "fp32"),
@@ -113,8 +114,16 @@ DTYPES: dict[str, Dtype] = {
     "w4a16_mxfp4": Dtype(0.5 + _MXFP4_SCALE, 2, "bf16"),
     "q4_0": Dtype(18 / 32, 2, "bf16"),
     "q8_0": Dtype(34 / 32, 2, "bf16"),
+    "q4_0_dot": Dtype(18 / 32, 34 / 32, "int8"),
+    "q8_0_dot": Dtype(34 / 32, 34 / 32, "int8"),
+    "q4_k_m": Dtype(_Q4_K_M_BYTES, 2, "bf16"),
+    "q4_k_m_wide": Dtype(_Q4_K_M_BYTES, 4, "fp32"),
 }
-"""Numeric formats by the field's names; Q4_0, Q8_0 as in ggml (18, 34 bytes for 32 weights)."""
+"""Numeric formats by the field's names; Q4_0, Q8_0 as in ggml (18, 34 bytes for 32 weights).
+
+`q4_0_dot` and `q8_0_dot` are the same weights in integer dot products with Q8_0 activations, as
+ggml's processor kernels run them (ggml-cpu/quants.c).
+`q4_k_m_wide` is Q4_K_M computed in fp32 vectors, as processors without matrix units do."""
 
 
 def dtype(name: str) -> Dtype:

@@ -260,6 +260,11 @@ def _assumptions(scenario: Scenario, source: Source) -> tuple[str, ...]:
             f"{scenario.cluster.device.name}: a tenth or more of the time rests on kernels "
             "not measured at these sizes; the breakdown names the source of each stage"
         )
+    if scenario.offload is not None:
+        texts.append(
+            f"offload: experts that devices do not keep lie in {scenario.offload.experts_in}; "
+            "how a pass waits for them is fitted (planner/engines/fitted/offload.yaml)"
+        )
     if scenario.routing.kind == "uniform":
         texts.append("routing: every expert equally likely; give measured counts if you have them")
     texts.append(

@@ -18,6 +18,7 @@ from planner.engines import load_engine
 from planner.model_library import resolve_model
 from planner.moe_model import MoeModel
 from planner.point import ErrorText, Estimated, MemorySummary, Point, PoolPoint
+from planner.point_offload import offload_notes, offload_summary
 from planner.pricing import Priced, Question, price
 from planner.quantities import Estimate, Source, StageShare
 from planner.timing.serving import KEY, SIDES, beside, pool_ttft, serving_table
@@ -93,7 +94,7 @@ def _failed(line: object, error: MoesaicError) -> Estimated:
 
 
 SHARED = ("model", "device", "cluster", "backend", "backend_version", "precision", "kv_dtype",
-          "mode", "routing", "policy")  # fmt: skip
+          "mode", "routing", "policy", "offload")  # fmt: skip
 """Fields that lines priced together have in common."""
 
 
@@ -118,6 +119,7 @@ class Group:
         question = Question(
             model, found, load_engine(first.backend, first.backend_version), first.routing,
             formats_on(model, first.precision, first.kv_dtype, found.device), first.policy,
+            first.offload,
         )  # fmt: skip
         for point in points:
             _check(point, question)
@@ -148,8 +150,7 @@ class Group:
         A running sequence has on average half of its answer cached. Where not even the weights fit,
         the asked load stands and `fits` says no.
         """
-        engine, device = self.question.engine, self.question.cluster.device
-        limit = device.capacity_bytes * engine.memory_fraction.value
+        engine, limit = self.question.engine, self.question.limit_bytes
         running = dict(held)
         for row in priced.passes.filter(phase="decode").iter_rows(named=True):
             grown = row["past_tokens"] / row["context_tokens"]
@@ -325,7 +326,8 @@ def _estimated(
         return Estimate(**{s: rate[s] * tokens / devices for s in SIDES}, source=source)
 
     output = per_device(point.osl)
-    memory = _memory(priced, decode, question)
+    memory, parts_of = _memory(priced, decode, question), shares[decode["decode_point"]]
+    away = offload_summary(priced, decode["decode_point"], parts_of, question)
     ttft = _side_by_side(prefill, "ttft_s", source)
     if waiting > 0:
         turns = {"low": rate["high"], "typical": rate["typical"], "high": rate["low"]}
@@ -340,9 +342,11 @@ def _estimated(
         energy_j_per_token=_energy(question, output),
         memory=memory,
         fits=memory.total_bytes <= memory.capacity_bytes,
-        breakdown=shares[decode["decode_point"]],
-        assumptions=_assumptions(point, question, memory, waiting),
-    )
+        offload=away,
+        breakdown=parts_of,
+        assumptions=(*_assumptions(point, question, memory, waiting),
+                     *offload_notes(away, question)),
+    )  # fmt: skip
 
 
 def _rates(point: Point, parts: list[tuple[int, Row]]) -> dict[str, float]:
@@ -373,7 +377,7 @@ def _memory(priced: Priced, row: Row, question: Question) -> MemorySummary:
         kv_bytes=use["kv_bytes"],
         activation_bytes=use["activation_bytes"] + row["total_bytes"] - use["total_bytes"],
         buffer_bytes=use["buffer_bytes"],
-        capacity_bytes=question.cluster.device.capacity_bytes,
+        capacity_bytes=question.capacity_bytes,
     )
 
 

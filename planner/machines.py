@@ -50,7 +50,7 @@ def _on_machine(table: pl.DataFrame, number: int, scenario: Scenario) -> pl.Data
     device = scenario.cluster.device
     values = {
         "machine": number, "machine_count": scenario.cluster.device_count,
-        "capacity_bytes": device.capacity_bytes,
+        "capacity_bytes": scenario.device_memory_bytes,
         "device_w": device.power_w.value if device.power_w else None,
         "device_hour_usd": scenario.device_hour_usd,
     }  # fmt: skip

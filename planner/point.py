@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from hwprofiles.document import Document
 from planner.candidates import Layout
+from planner.offload import Offload
 from planner.quantities import Estimate, StageShare
 from planner.routing import Routing, UniformRouting
 from planner.routing.policies import Policy, TopKPolicy
@@ -58,6 +59,8 @@ class Point(Document):
     prefix_tokens: Annotated[int, Field(ge=0)] = 0
     routing: Routing = UniformRouting()
     policy: Policy = TopKPolicy()
+    offload: Offload | None = None
+    """Experts in the host's memory or on storage; none: all in the device's memory."""
     prefill: PoolPoint | None = None
     decode: PoolPoint | None = None
 
@@ -99,6 +102,19 @@ class MemorySummary(Document):
     capacity_bytes: float
 
 
+class OffloadSummary(Document):
+    """What experts outside the device's memory do to a decode step."""
+
+    resident_share: float
+    """Routed experts that the device keeps."""
+    missed_share: float
+    """Uses of experts that it does not keep."""
+    storage_bytes_per_s: float | None = None
+    """Rate at which experts are fetched; absent where the host computes them."""
+    waiting_share: float
+    """Of a decode step, spent waiting for experts or on the way to the host."""
+
+
 class Estimated(Document):
     """What one configuration does; fields that do not apply are absent."""
 
@@ -114,6 +130,7 @@ class Estimated(Document):
     energy_j_per_token: Estimate | None = None
     memory: MemorySummary | None = None
     fits: bool | None = None
+    offload: OffloadSummary | None = None
     breakdown: tuple[StageShare, ...] | None = None
     assumptions: tuple[str, ...] = ()
     error: ErrorText | None = None

@@ -9,14 +9,17 @@ import polars as pl
 from hwprofiles.cluster import Cluster
 from planner.engines import Engine, load_engine
 from planner.moe_model import MoeModel
+from planner.offload import Offload
 from planner.routing import Routing, expert_shares
 from planner.routing.passes import LOAD, Passes, pass_load
 from planner.routing.policies import Policy, TopKPolicy
 from planner.scenario import Scenario
 from planner.timing.engine_layer import Layer, find_layer, fitted_passes
+from planner.timing.offloaded import time_offloaded
 from planner.timing.step import step_seconds, time_sheet
 from planner.work.exchange import expert_nodes
 from planner.work.memory import add_memory
+from planner.work.resident import keep_experts
 from planner.work.rows import Formats
 from planner.work.sheet import build_sheet, formats_of
 
@@ -34,6 +37,21 @@ class Question:
     routing: Routing
     formats: Formats
     policy: Policy = USUAL
+    offload: Offload | None = None
+    """Where experts lie that the device does not keep; none: it keeps all."""
+
+    @property
+    def capacity_bytes(self) -> float:
+        """Memory of one device, or what of it may be used."""
+        stated = self.offload.memory_bytes if self.offload else None
+        return self.cluster.device.capacity_bytes if stated is None else stated
+
+    @property
+    def limit_bytes(self) -> float:
+        """Bytes that weights, cache, activations and buffers may fill."""
+        if self.offload is not None and self.offload.memory_bytes is not None:
+            return self.offload.memory_bytes
+        return self.capacity_bytes * self.engine.memory_fraction.value
 
 
 @dataclass(frozen=True)
@@ -51,9 +69,14 @@ def question_of(scenario: Scenario) -> Question:
     choices = scenario.choices
     formats = formats_of(scenario.model, choices.precision, choices.kv_dtype, choices.exchange)
     engine = load_engine(choices.backend)
+    offload = scenario.offload
+    if offload is not None:  # experts fill what the limit on memory leaves
+        usable = scenario.device_memory_bytes * scenario.limits.memory_share
+        offload = offload.model_copy(update={"memory_bytes": usable})
     return Question(
-        scenario.model, scenario.cluster, engine, scenario.routing, formats, scenario.policy
-    )
+        scenario.model, scenario.cluster, engine, scenario.routing, formats, scenario.policy,
+        offload,
+    )  # fmt: skip
 
 
 def price(points: pl.DataFrame, question: Question, *, fitted: bool = True) -> Priced:
@@ -71,9 +94,16 @@ def price(points: pl.DataFrame, question: Question, *, fitted: bool = True) -> P
     """
     loaded = add_load(points, question)
     sheet = build_sheet(loaded, question.model, question.formats)
-    timed = time_sheet(sheet, question.cluster, question.engine)
-    seconds = step_seconds(timed, loaded, question.engine, question.model.layer_count)
     sized = add_memory(loaded, question.model, question.formats, question.engine.buffer_bytes)
+    if question.offload is None:
+        timed = time_sheet(sheet, question.cluster, question.engine)
+    else:
+        sized = keep_experts(sized, question.model, question.offload, question.limit_bytes)
+        timed = time_offloaded(
+            sheet, sized, (question.cluster, question.engine),
+            (question.offload, question.model, question.formats),
+        )  # fmt: skip
+    seconds = step_seconds(timed, loaded, question.engine, question.model.layer_count)
     passes = sized.join(seconds, on="point", maintain_order="left")
     layer = layer_of(question) if fitted else None
     return Priced(fitted_passes(passes, layer), timed, layer)

@@ -17,6 +17,7 @@ from hwprofiles.units import Seconds, Share, Watts
 from planner.formats.expert_load import read_expert_load
 from planner.model_library import read_model, resolve_model
 from planner.moe_model import MoeModel
+from planner.offload import Offload
 from planner.routing import Routing, UniformRouting
 from planner.routing.policies import Policy, TopKPolicy
 from planner.workload import Workload
@@ -113,6 +114,8 @@ class Scenario(Document):
     routing: Routing = UniformRouting()
     policy: Policy = TopKPolicy()
     """How many experts a token runs, where that is not the model's own top-k."""
+    offload: Offload | None = None
+    """Experts in the host's memory or on storage; none: all in the devices' memory."""
     choices: Choices = Choices()
     limits: Limits = Limits()
     objective: Literal["output_tokens_per_s_per_device", "cost", "energy"] = (
@@ -137,6 +140,12 @@ class Scenario(Document):
             update={"cluster": machine.cluster, "device_hour_usd": machine.device_hour_usd,
                     "choices": self.choices.model_copy(update=stated), "also": ()}
         )  # fmt: skip
+
+    @property
+    def device_memory_bytes(self) -> float:
+        """Memory of one device of `cluster`, or what of it may be used."""
+        stated = self.offload.memory_bytes if self.offload else None
+        return self.cluster.device.capacity_bytes if stated is None else stated
 
     @property
     def device_count(self) -> int:

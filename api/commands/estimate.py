@@ -26,6 +26,7 @@ def command(
     \b
     Examples:
         moesaic estimate tests/scenarios/points/qwen3-30b-h100.yaml -o json
+        moesaic estimate tests/scenarios/points/smallthinker-8gib.yaml
         moesaic estimate --batch points.jsonl --out answers.jsonl
     """
     require((file is None) != (batch is None), "give FILE or --batch, one of them")

@@ -84,6 +84,8 @@ class Engine(Document):
     """Share of device memory that weights, cache and activations may take."""
     context_bytes: Sourced[Bytes]
     """Driver context, captured graphs and communication buffers on each device."""
+    host_formats: dict[str, str] = Field(default_factory=dict)
+    """Formats that experts on the host's processors are computed in, where they differ."""
     shared_expert_overlap: bool = False
     two_batch_overlap: bool = False
     measured_versions: tuple[str, ...] = ()

@@ -208,14 +208,15 @@ def pool_ttft(both: pl.DataFrame, layer: Layer) -> dict[int, dict[str, float]]:
 def _aggregated(both: pl.DataFrame) -> pl.DataFrame:
     """A worker that does both: each request's prefill pass holds up everybody's decoding once.
 
-    Between two tokens of one request, `batch / prefill batch` prefill passes fall into every `osl`
-    steps. A new prompt waits for the pass in progress and for prompts before it (M/D/1, with the
-    prefill share of the worker's time as its load).
+    Between two tokens of one request, `batch / prefill batch - 1` prefill passes of others fall
+    into every `osl` steps. A new prompt waits for the pass in progress and for prompts before it
+    (M/D/1, with the prefill share of the worker's time as its load).
     """
     grown = pl.max_horizontal(
         pl.col("prefill_activation_bytes") - pl.col("activation_bytes"), pl.lit(0.0)
     )
-    passes = pl.col("batch") / pl.col("prefill_batch") / pl.col("osl")
+    others = pl.max_horizontal(pl.col("batch") - pl.col("prefill_batch"), 0.0)
+    passes = others / pl.col("prefill_batch") / pl.col("osl")
     columns = []
     for side in SIDES:
         stolen = passes * _seconds(side, "_prefill")

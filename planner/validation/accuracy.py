@@ -14,6 +14,8 @@ from hwprofiles.files import read_document
 from planner.timing.engine_layer import FILE, load_fit
 from planner.validation.compare import COMPARED, as_data, by, choices, compare, missed, score
 from planner.validation.evidence import Evidence, read_evidence
+from planner.validation.papers import FILE as PAPERS
+from planner.validation.papers import assess_papers, papers_page
 
 FOLDER = Path(__file__).parent / "published"
 GROUPS = ("source", "engine", "machine", "model", "mode", "setting", "statistic")
@@ -28,7 +30,7 @@ def shipped() -> list[Path]:
 def inputs_digest() -> str:
     """Name what the page is made from: shipped figures, gates and the fitted layer."""
     found = hashlib.sha256()
-    for path in [*shipped(), FOLDER / "gates.yaml", FILE]:
+    for path in [*shipped(), FOLDER / "gates.yaml", PAPERS, FILE]:
         found.update(path.read_bytes() if path.exists() else b"")
     return found.hexdigest()[:16]
 
@@ -51,6 +53,7 @@ def assess(paths: Sequence[Path]) -> dict[str, Any]:
         "overall": {str(t): asdict(score(rows))
                     for (t,), rows in table.sort("target").group_by("target", maintain_order=True)},
         "by": {group: as_data(by(table, group)) for group in GROUPS},
+        "papers": assess_papers(),
         "layout_choice": asdict(picks),
         "yardstick": told["yardstick"],
         "fit": _fit(),
@@ -113,6 +116,7 @@ def page(report: dict[str, Any]) -> str:
     for group, found in report["by"].items():
         for target, scores in found.items():
             lines += _table(f"{target} by {group}", scores)
+    lines += papers_page(report["papers"])
     lines += ["## Gates missed", "", *([f"- {text}" for text in report["missed"]] or ["None."]), ""]
     return "\n".join(lines)
 

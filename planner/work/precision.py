@@ -26,6 +26,10 @@ WIDER: dict[str, tuple[str, ...]] = {
 activations (vLLM's Marlin kernels; gpt-oss model card: MXFP4 with BF16 or FP8 activations)."""
 
 
+DOT_PRODUCTS = {"q4_0": "q4_0_dot", "q8_0": "q8_0_dot"}
+"""What processors make of ggml's formats: the same weights, activations in Q8_0."""
+
+
 def formats_on(
     model: MoeModel, precision: str | None, kv_dtype: str | None, device: Device
 ) -> Formats:
@@ -63,5 +67,7 @@ def runnable(name: str, device: Device) -> str:
     """The format itself where the device computes in it, else the nearest that it can run."""
     if name == "mxfp4":  # products in 8 bits where tensor cores read 4-bit weights, else in 16
         return "w4a8_mxfp4" if "fp4" in device.peak_flop_per_s else "w4a16_mxfp4"
+    if device.kind == "cpu" and name in DOT_PRODUCTS:
+        return DOT_PRODUCTS[name]
     options = (name, *WIDER.get(name, ()))
     return next((o for o in options if dtype(o).compute in device.peak_flop_per_s), name)

@@ -14,6 +14,8 @@ from planner.work.experts import feed_forward_rows
 from planner.work.rows import SHEET, Formats, LayerWork, gemm, tokens, write_rows
 
 BF16_BYTES = 2
+GGML = ("q4_0", "q8_0", "q4_k_m")
+"""Formats of files that hold every matrix in it, the embedding too (llama.cpp, llama-quantize)."""
 STAGES: tuple[Callable[[pl.DataFrame, LayerWork], list[pl.DataFrame]], ...] = (
     attention_rows,
     exchange_rows,
@@ -34,6 +36,8 @@ def formats_of(
         kept = weights.model_dump() | dict.fromkeys(("routed", "shared", "dense"), precision)
         if DTYPES[precision].compute in ("fp8", "int8", "bf16"):
             kept["attention"] = precision
+        if precision in GGML:
+            kept["embedding"] = precision
         weights = weights.model_validate(kept)
     compute = DTYPES[weights.routed].compute
     dispatch = {"fp8": "fp8_block", "fp4": "fp8_block", "int8": "int8"}.get(compute, "bf16")

@@ -76,6 +76,7 @@ PLAIN_FIELDS: dict[str, str] = {
     "Choices.mtp_acceptance": "a probability",
     "_Policy.capacity_factor": "a ratio, the field's own name",
     "ZipfRouting.alpha": "an exponent",
+    "OffloadFit.popularity_exponent": "an exponent",
     "DirichletRouting.alpha": "a concentration",
     "MeasuredRouting.counts": "counts of tokens, or shares of them",
 }
