@@ -8,24 +8,11 @@ from pydantic import Field, model_validator
 
 from hwprofiles.device import Device, Name
 from hwprofiles.document import Document
-from hwprofiles.sourced import Sourced
-from hwprofiles.units import BytesPerS, Seconds
+from hwprofiles.tier import LinkTier
+from hwprofiles.topology import build_graph
 
 if TYPE_CHECKING:
     import networkx as nx
-
-
-class LinkTier(Document):
-    """One level of the network: it joins `spans_devices` devices into one domain."""
-
-    name: str
-    kind: Literal[
-        "die", "nvlink", "hccs", "ub", "pcie", "infiniband", "roce", "ethernet", "upi", "none"
-    ]
-    spans_devices: Annotated[int, Field(ge=1)]
-    bandwidth_bytes_per_s: Sourced[BytesPerS]
-    """Per device and direction."""
-    latency_s: Sourced[Seconds]
 
 
 class Cluster(Document):
@@ -49,6 +36,13 @@ class Cluster(Document):
                 f"no link tier joins all {self.device_count} devices (largest spans "
                 f"{spans[-1] if spans else 0}); the topology is disconnected"
             )
+        for tier, nearer in zip(self.tiers, (0, *spans), strict=False):
+            if tier.wiring == "rails_apart" and nearer < self.devices_per_node > 1:
+                raise ValueError(
+                    f"rails of tier {tier.name} join equal places of nodes only, and no nearer "
+                    f"tier joins the {self.devices_per_node} devices of a node; the topology is "
+                    "disconnected"
+                )
         return self
 
     @property
@@ -60,26 +54,6 @@ class Cluster(Document):
         """The nearest tier that joins this many consecutive devices."""
         return next(tier for tier in self.tiers if tier.spans_devices >= devices)
 
-    def graph(self) -> nx.Graph[str]:
-        """The topology as a graph: device leaves, one switch vertex for each domain of a tier.
-
-        Edges carry `bandwidth_bytes_per_s` (per direction, all devices below) and `latency_s`.
-        """
-        import networkx as nx
-
-        graph: nx.Graph[str] = nx.Graph()
-        below = [(f"device{i}", 1) for i in range(self.device_count)]
-        graph.add_nodes_from(name for name, _ in below)
-        for tier in self.tiers:
-            above: dict[int, int] = {}
-            first = 0
-            for name, size in below:
-                domain = first // tier.spans_devices
-                rate = tier.bandwidth_bytes_per_s.value * size
-                latency_s = tier.latency_s.value / 2
-                graph.add_edge(name, f"{tier.name}{domain}", bandwidth_bytes_per_s=rate,
-                               latency_s=latency_s, tier=tier.name)  # fmt: skip
-                above[domain] = above.get(domain, 0) + size
-                first += size
-            below = [(f"{tier.name}{domain}", size) for domain, size in above.items()]
-        return graph
+    def graph(self) -> nx.DiGraph[str]:
+        """The topology as a graph: vertices and edges as `hwprofiles.topology` describes them."""
+        return build_graph(self.device, self.tiers, self.nodes, self.devices_per_node)

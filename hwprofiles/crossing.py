@@ -77,7 +77,8 @@ def _tiers(cluster: Cluster, devices: NDArray[np.int64]) -> tuple[Array, Array]:
     if not cluster.tiers:
         return np.full(len(where), np.inf), np.zeros(len(where))
     tiers = [cluster.tier_for(int(size)) for size in sizes]
-    rate = np.array([tier.bandwidth_bytes_per_s.value for tier in tiers])
+    pairs = zip(tiers, sizes, strict=True)
+    rate = np.array([tier.rate_bytes_per_s(int(size)) for tier, size in pairs])
     wait = np.array([tier.latency_s.value for tier in tiers])
     return rate[where.reshape(-1)], wait[where.reshape(-1)]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ from hwprofiles.errors import MoesaicError
 from hwprofiles.files import apply_overrides, read_document
 from hwprofiles.library import load_cluster, load_device, load_hardware, names
 from hwprofiles.sourced import Sourced
-from hwprofiles.units import format_quantity
+from hwprofiles.units import format_quantity, parse_quantity
 from reports.text import text_table
 
+BANDWIDTH = "bytes per second"
 SUFFIXES = {
-    "_bytes_per_s": "bytes per second",
+    "_bytes_per_s": BANDWIDTH,
     "_flop_per_s": "FLOP/s",
     "_bytes": "bytes",
     "_hz": "hertz",
@@ -38,6 +40,7 @@ def command() -> None:
     moesaic hardware list
     moesaic hardware show h100-sxm
     moesaic hardware show cloudmatrix384 -o json
+    moesaic hardware topology dgx-h100-x4
     """
 
 
@@ -70,6 +73,70 @@ def show_command(
     document = resolve_hardware(name, overrides)
     data = document.model_dump(mode="json", exclude_none=True)
     Output(form, out, quiet).show(data, lambda: facts_table(document))
+
+
+@command.command("topology")
+@click.argument("name")
+@click.option("--devices", type=click.IntRange(min=1), help="First devices that exchange; all.")
+@click.option("--pair-bytes", default="1 MB", show_default=True, help="From each to each other.")
+@output_options
+def topology_command(
+    name: str, *, devices: int | None, pair_bytes: str, form: str, out: Path | None,
+    overrides: tuple[str, ...], quiet: bool,
+) -> None:  # fmt: skip
+    """Show a cluster's network: what stands in it, the cuts of a group, its all-to-all.
+
+    \b
+    moesaic hardware topology hgx-h800-x4
+    moesaic hardware topology cloudmatrix384 --devices 64 --pair-bytes 256KiB -o json
+    """
+    cluster = resolve_hardware(name, overrides)
+    if isinstance(cluster, Device):
+        raise MoesaicError("invalid", f"{name} is one device; a cluster has a topology", "/name")
+    try:
+        size = parse_quantity(pair_bytes, "bytes")
+    except ValueError as error:
+        raise MoesaicError("invalid", str(error), "/pair_bytes") from error
+    data = network(cluster, devices or cluster.device_count, size)
+    Output(form, out, quiet).show(data, lambda: _network_table(data))
+
+
+def network(cluster: Cluster, devices: int, pair_bytes: float) -> dict[str, Any]:
+    """The topology of a cluster and what an all-to-all of its first devices waits for.
+
+    Raises:
+        MoesaicError: `invalid` for more devices than there are.
+    """
+    from hwprofiles.cuts import all_to_all_s, bottleneck, cuts_of
+    from hwprofiles.topology import kinds_of
+
+    graph, group = cluster.graph(), range(devices)
+    cuts = cuts_of(graph, group)
+    held = list(kinds_of(graph).values())
+    return {
+        "name": cluster.name,
+        "vertices": {kind: held.count(kind) for kind in sorted(set(held))},
+        "links_count": graph.number_of_edges() // 2,
+        "devices": devices,
+        "cuts": [asdict(cut) for cut in cuts],
+        "bottleneck": bottleneck(graph, group).around if cuts else None,
+        "all_to_all_s": all_to_all_s(graph, group, pair_bytes),
+    }
+
+
+def _network_table(data: dict[str, Any]) -> str:
+    held = ", ".join(f"{count} {kind}" for kind, count in data["vertices"].items())
+    rows = [
+        [cut["around"], str(cut["devices"]), format_quantity(cut["bytes_per_s"], BANDWIDTH)]
+        for cut in data["cuts"]
+    ]
+    seconds = format_quantity(data["all_to_all_s"], "seconds")
+    waits = f", waiting for {data['bottleneck']}" if data["bottleneck"] else ""
+    return (
+        f"{data['name']}: {held}; {data['links_count']} links\n\n"
+        + text_table(["cut around", "devices", "leaves it"], rows)
+        + f"\n\nall-to-all of {data['devices']} devices: {seconds}{waits}"
+    )
 
 
 def overview() -> dict[str, list[dict[str, Any]]]:
@@ -135,7 +202,7 @@ def _overview_table(data: dict[str, list[dict[str, Any]]]) -> str:
             item["kind"],
             item["unit"],
             format_quantity(item["capacity_bytes"], "bytes"),
-            format_quantity(item["bandwidth_bytes_per_s"], "bytes per second"),
+            format_quantity(item["bandwidth_bytes_per_s"], BANDWIDTH),
             item["title"],
         ]
         for item in data["devices"]

@@ -60,6 +60,19 @@ def test_show_takes_clusters_files_and_overrides(tmp_path: Path) -> None:
         run("show", str(path))
 
 
+def test_topology_names_the_cut_that_an_all_to_all_waits_for(tmp_path: Path) -> None:
+    table = run("topology", "hgx-h800-x4")
+    assert "8 rail" in table
+    assert "waiting for node0" in table
+    found = json.loads(run("topology", "bigmac-testbed", "--pair-bytes", "2MB", "-o", "json"))
+    assert found["all_to_all_s"] == pytest.approx(8 * 24 * 2e6 / 12.5e9, rel=1e-3)
+    path = tmp_path / "apart.yaml"
+    whole = run("show", "hgx-h800-x4", "-o", "yaml")
+    path.write_text(whole.replace("spans_devices: 256", "spans_devices: 16"))
+    with pytest.raises(MoesaicError, match="no link tier joins all 32 devices"):
+        run("topology", str(path))
+
+
 def test_a_cluster_file_may_name_its_device(tmp_path: Path) -> None:
     data = load_cluster("dgx-h100").model_dump(mode="json") | {"device": "H100 SXM 80GB"}
     path = tmp_path / "mine.json"
@@ -72,6 +85,9 @@ def test_a_cluster_file_may_name_its_device(tmp_path: Path) -> None:
     [
         (["show", "h1000"], "did you mean h100-sxm"),
         (["show", "none.yaml"], "No such file"),
+        (["topology", "h100-sxm"], "is one device"),
+        (["topology", "dgx-h100", "--devices", "9"], "device8 is not among the 8 devices"),
+        (["topology", "dgx-h100", "--pair-bytes", "nan"], "'nan' is no quantity in bytes"),
         (["show", "h100-sxm", "--set", "power_w.value=3 GB"], "/power_w/value: '3 GB' is in bytes"),
         (["list", "--set", "a=1"], "has no fields"),
     ],

@@ -72,7 +72,7 @@ def test_every_cluster_is_sourced_and_connected(name: str) -> None:
     cluster = load_cluster(name)
     assert cluster.name == name
     assert not list(bare_numbers(cluster))
-    assert nx.is_connected(cluster.graph())
+    assert nx.is_strongly_connected(cluster.graph())
     inner = [tier.latency_s.value for tier in cluster.tiers]
     assert inner == sorted(inner)
 

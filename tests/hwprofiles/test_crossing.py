@@ -1,6 +1,5 @@
 """Cuts agree with the topology's graph, and seconds with the alpha-beta model."""
 
-import networkx as nx
 import numpy as np
 import pytest
 from hypothesis import given
@@ -8,6 +7,7 @@ from hypothesis import strategies as st
 
 from hwprofiles.cluster import Cluster
 from hwprofiles.crossing import Crossing, Links, crossing_s, links_of
+from hwprofiles.cuts import cuts_of
 from hwprofiles.errors import MoesaicError
 from hwprofiles.library import resolve_cluster
 
@@ -15,17 +15,10 @@ from hwprofiles.library import resolve_cluster
 @pytest.mark.parametrize("name", ["hgx-h800-x4", "dgx-h100-x4", "bigmac-testbed"])
 def test_the_far_cut_is_the_graphs_smallest_cut_between_two_nodes(name):
     cluster = resolve_cluster(name)
-    graph, width = cluster.graph(), cluster.devices_per_node
-    joined = nx.DiGraph()
-    for a, b, edge in graph.edges(data=True):
-        for pair in ((a, b), (b, a)):
-            joined.add_edge(*pair, capacity=edge["bandwidth_bytes_per_s"])
-    for i in range(width):
-        joined.add_edge("from", f"device{i}")
-        joined.add_edge(f"device{width + i}", "to")
-    cut, _ = nx.minimum_cut(joined, "from", "to")
+    width = cluster.devices_per_node
+    node = next(c for c in cuts_of(cluster.graph(), range(2 * width)) if c.around == "node0")
     links = links_of(cluster, np.array([2 * width]), np.array([2]))
-    assert links.far_bytes_per_s[0] * width == pytest.approx(cut)
+    assert links.far_bytes_per_s[0] * width == pytest.approx(node.bytes_per_s)
 
 
 def test_a_topology_in_two_pieces_is_refused():

@@ -111,7 +111,9 @@ def test_graph_adds_up() -> None:
     devices = [name for name in graph if name.startswith("device")]
     assert len(devices) == 32
     assert all(graph.edges[d, f"nvlink{int(d[6:]) // 8}"]["latency_s"] > 0 for d in devices)
-    assert graph.edges["nvlink0", "infiniband0"]["bandwidth_bytes_per_s"] == 8 * 50e9
+    leaving = [edge["bandwidth_bytes_per_s"] for *_, edge in graph.out_edges(devices[:8], data=True)
+               if edge["kind"] == "infiniband"]  # fmt: skip
+    assert sum(leaving) == 8 * 50e9
 
 
 @given(st.integers(1, 64), st.integers(1, 16))
