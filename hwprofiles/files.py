@@ -141,6 +141,8 @@ def apply_overrides(data: dict[str, Any], overrides: tuple[str, ...]) -> dict[st
 
     >>> apply_overrides({"workload": {"isl": 1}}, ("workload.isl=4096",))
     {'workload': {'isl': 4096}}
+    >>> apply_overrides({"classes": [{"name": "chat"}]}, ("classes.0.name=code",))
+    {'classes': [{'name': 'code'}]}
 
     Raises:
         MoesaicError: kind `invalid` when the text has no "=" or the path crosses a value.
@@ -151,16 +153,34 @@ def apply_overrides(data: dict[str, Any], overrides: tuple[str, ...]) -> dict[st
         if not equals or not path:
             raise MoesaicError("invalid", f"--set {override!r}: write it like workload.isl=4096")
         *parents, last = path.strip().split(".")
-        node: dict[str, Any] = result
+        node: Any = result
         for name in parents:
-            child = node.setdefault(name, {})
-            if isinstance(child, str):  # a catalogue name, of which one field changes
-                child = node[name] = {"base": child}
-            if not isinstance(child, dict):
-                raise MoesaicError("invalid", f"--set {override!r}: {name} holds no fields")
-            node = child
-        node[last] = parse_text(text, f"--set {override}", as_json=False)
+            node = _inside(node, name, override)
+        key = _key(node, last, override)
+        node[key] = parse_text(text, f"--set {override}", as_json=False)
     return result
+
+
+def _inside(node: Any, name: str, override: str) -> Any:  # noqa: ANN401 - plain data
+    """What a step of an override's path holds; a missing field is begun."""
+    key = _key(node, name, override)
+    child = node.setdefault(key, {}) if isinstance(node, dict) else node[key]
+    if isinstance(child, str):  # a catalogue name, of which one field changes
+        child = node[key] = {"base": child}
+    if not isinstance(child, dict | list):
+        raise MoesaicError("invalid", f"--set {override!r}: {name} holds no fields")
+    return child
+
+
+def _key(node: Any, name: str, override: str) -> Any:  # noqa: ANN401 - plain data
+    """A field's name, or an entry's number in a list."""
+    if isinstance(node, dict):
+        return name
+    if not name.isdecimal() or int(name) >= len(node):
+        raise MoesaicError(
+            "invalid", f"--set {override!r}: {name} is no entry of a list of {len(node)}"
+        )
+    return int(name)
 
 
 def dump(data: object, form: str) -> str:

@@ -21,7 +21,7 @@ from planner.plan import (
 from planner.pricing import Priced
 from planner.quantities import Estimate, Source
 from planner.scenario import Scenario
-from planner.search.assignment import Choice, choose
+from planner.search.assignment import Choice, broken_text, choose
 from planner.search.explanation import binding_limits
 from planner.timing.serving import SIDES
 from planner.timing.step import stage_shares, weakest_source
@@ -32,7 +32,7 @@ OPTIONS, REJECTED, FRONTIER = 6, 6, 160
 
 
 def build_plan(
-    scenario: Scenario, table: pl.DataFrame, priced: tuple[Priced, ...], choice: Choice
+    scenario: Scenario, table: pl.DataFrame, priced: dict[int, Priced], choice: Choice
 ) -> Plan:
     """Write the answer.
 
@@ -81,7 +81,8 @@ def _row(table: pl.DataFrame, key: int) -> Row:
     return table.row(key, named=True)
 
 
-def _estimate(row: Row, name: str, source: Source) -> Estimate:
+def row_estimate(row: Row, name: str, source: Source) -> Estimate:
+    """A quantity of a candidate with its interval."""
     low, typical, high = (row[f"{name}_{side}"] for side in SIDES)
     return Estimate(typical=typical, low=low, high=high, source=source)
 
@@ -110,7 +111,8 @@ def _machine(scenario: Scenario, row: Row) -> str:
     return scenario.on_machine(int(row["machine"])).cluster.name
 
 
-def _layout(row: Row) -> LayoutOf:
+def layout_of(row: Row) -> LayoutOf:
+    """The layout of a candidate."""
     return LayoutOf(**{name: int(row[name]) for name in ("tp", "dp", "pp", "moe_tp", "moe_ep")})
 
 
@@ -148,16 +150,16 @@ def _option(scenario: Scenario, parts: list[tuple[int, Row]], rank: int, source:
     devices = int(sum(workers * row["devices"] for workers, row in parts))
     by_role = {row["role"]: row for _, row in parts}
     mode: Literal["agg", "disagg"] = "agg" if "agg" in by_role else "disagg"
-    tpot = _estimate(by_role["agg" if mode == "agg" else "decode"], "tpot_s", source)
+    tpot = row_estimate(by_role["agg" if mode == "agg" else "decode"], "tpot_s", source)
     rate = _served(parts, source)
     return Option(
         rank=rank, mode=mode, devices=devices,
         pools=tuple(
             OptionPool(role=row["role"], machine=_machine(scenario, row), workers=workers,
-                       layout=_layout(row), batch=int(row["batch"]))
+                       layout=layout_of(row), batch=int(row["batch"]))
             for workers, row in parts
         ),
-        ttft_s=_estimate(by_role["agg" if mode == "agg" else "prefill"], "ttft_s", source),
+        ttft_s=row_estimate(by_role["agg" if mode == "agg" else "prefill"], "ttft_s", source),
         tpot_s=tpot,
         output_tokens_per_s=_scaled(rate, scenario.workload.osl),
         output_tokens_per_s_per_device=_scaled(rate, scenario.workload.osl / devices),
@@ -166,7 +168,7 @@ def _option(scenario: Scenario, parts: list[tuple[int, Row]], rank: int, source:
 
 
 def _pool(
-    scenario: Scenario, row: Row, workers: int, machines: tuple[Priced, ...], source: Source
+    scenario: Scenario, row: Row, workers: int, machines: dict[int, Priced], source: Source
 ) -> Pool:
     priced = machines[int(row["machine"])]
     points = {"decode": row["decode_point"], "prefill": row["prefill_point"]}
@@ -180,8 +182,8 @@ def _pool(
     return Pool(
         role=row["role"], machine=_machine(scenario, row), workers=workers,
         devices_per_worker=int(row["devices"]),
-        layout=_layout(row), batch=int(row["batch"]), inflight=int(row["inflight"]),
-        request_rate=_estimate(row, "request_rate", source),
+        layout=layout_of(row), batch=int(row["batch"]), inflight=int(row["inflight"]),
+        request_rate=row_estimate(row, "request_rate", source),
         memory=MemoryUse(**buckets, total_bytes=row["total_bytes"],
                          capacity_bytes=row["capacity_bytes"]),
         breakdown={
@@ -213,28 +215,29 @@ def _rejected(scenario: Scenario, table: pl.DataFrame, best: Option) -> tuple[Re
     looks = best.output_tokens_per_s_per_device.typical
     lost = (
         table.filter(pl.col("broken").is_not_null() & (pl.col("role") == "agg"))
-        .with_columns(_per_device(scenario), pl.col("broken").str.slice(0, 4).alias("limit"))
+        .with_columns(_per_device(scenario))
         .filter(pl.col("per_device") > looks)
         .sort("per_device", "row", descending=[True, False])
         .unique(
-            subset=["limit", "tp", "dp", "pp", "moe_tp", "moe_ep"],
+            subset=["broken", "tp", "dp", "pp", "moe_tp", "moe_ep"],
             keep="first",
             maintain_order=True,
         )
-        .group_by("limit", maintain_order=True)
+        .group_by("broken", maintain_order=True)
         .head(2)
         .head(REJECTED)
     )
     return tuple(
-        Rejected(role=row["role"], layout=_layout(row), batch=int(row["batch"]),
-                 output_tokens_per_s_per_device=row["per_device"], reason=row["broken"])
+        Rejected(role=row["role"], layout=layout_of(row), batch=int(row["batch"]),
+                 output_tokens_per_s_per_device=row["per_device"],
+                 reason=broken_text(row, scenario.limits))
         for row in lost.iter_rows(named=True)
     )  # fmt: skip
 
 
 def _frontier(scenario: Scenario, table: pl.DataFrame) -> tuple[FrontierPoint, ...]:
     """The best device rate at each user speed, limits kept or not (prefill pools apart)."""
-    fits = pl.col("broken").is_null() | ~pl.col("broken").str.starts_with("needs")
+    fits = pl.col("broken").is_null() | (pl.col("broken") != "memory_share")
     users = table.filter((pl.col("role") != "prefill") & fits).with_columns(
         _per_device(scenario), (1 / pl.col("tpot_s_typical")).alias("per_user")
     )
@@ -245,7 +248,7 @@ def _frontier(scenario: Scenario, table: pl.DataFrame) -> tuple[FrontierPoint, .
         FrontierPoint(
             output_tokens_per_s_per_user=row["per_user"],
             output_tokens_per_s_per_device=row["per_device"], role=row["role"],
-            label=f"{_layout(row).label()} batch {int(row['batch'])}",
+            label=f"{layout_of(row).label()} batch {int(row['batch'])}",
             meets_limits=row["broken"] is None,
         )
         for row in front.iter_rows(named=True)

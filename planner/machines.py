@@ -22,28 +22,48 @@ CANDIDATE = SERVING | MACHINE
 """One candidate for one role on one machine; `row` numbers them."""
 
 
-def price_machines(scenario: Scenario) -> tuple[pl.DataFrame, tuple[Priced, ...]]:
-    """Price every legal candidate on every machine.
+def price_machines(scenario: Scenario) -> tuple[pl.DataFrame, dict[int, Priced]]:
+    """Price every legal candidate on every machine; a machine that has none is left out.
 
     Returns:
-        Columns `row` and `CANDIDATE`; and for each machine the passes its candidates point to.
+        Columns `row` and `CANDIDATE`; and by machine the passes its candidates point to.
 
     Raises:
-        MoesaicError: `outside_evidence` when a format has no peak on a device.
+        MoesaicError: `infeasible` when no machine has a legal layout, `outside_evidence` when a
+            format has no peak on a device.
     """
-    tables, priced = [], []
+    tables, priced = [], {}
     for number in range(1 + len(scenario.also)):
-        own = scenario.on_machine(number)
-        layouts = layout_frame(enumerate_layouts(own))
-        if layouts.is_empty():
-            raise MoesaicError(
-                "infeasible", f"no legal layout of this model fits {own.cluster.name}", "/cluster"
-            )
-        found = price(phase_points(layouts, own), question_of(own))
-        table = serving_table(found.passes, own.choices.modes, layer=found.layer)
-        tables.append(_on_machine(_with_handover(table, found, own.cluster), number, own))
-        priced.append(found)
-    return pl.concat(tables).with_row_index("row"), tuple(priced)
+        found = price_machine(scenario.on_machine(number), number)
+        if found is not None:
+            tables.append(found[0])
+            priced[number] = found[1]
+    if not tables:
+        names = [scenario.on_machine(n).cluster.name for n in range(1 + len(scenario.also))]
+        raise MoesaicError(
+            "infeasible", f"no legal layout of this model fits {' or '.join(names)}", "/cluster"
+        )
+    return numbered(tables), priced
+
+
+def numbered(tables: list[pl.DataFrame]) -> pl.DataFrame:
+    """One table with the key `row`."""
+    return pl.concat(tables, rechunk=True).with_row_index("row")
+
+
+def price_machine(own: Scenario, number: int) -> tuple[pl.DataFrame, Priced] | None:
+    """Price one machine's candidates: columns `CANDIDATE`; none without a legal layout.
+
+    Args:
+        own: the question on this machine alone.
+        number: the machine's number in the whole question.
+    """
+    layouts = layout_frame(enumerate_layouts(own))
+    if layouts.is_empty():
+        return None
+    found = price(phase_points(layouts, own), question_of(own))
+    table = serving_table(found.passes, own.choices.modes, layer=found.layer)
+    return _on_machine(_with_handover(table, found, own.cluster), number, own), found
 
 
 def _on_machine(table: pl.DataFrame, number: int, scenario: Scenario) -> pl.DataFrame:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from hwprofiles.errors import MoesaicError
 from hwprofiles.files import apply_overrides, read_document
@@ -12,6 +13,10 @@ from planner.plan import Plan
 from planner.scenario import Scenario, inline_files
 from planner.search.assignment import choose, within_limits
 from planner.search.explanation import why_infeasible
+
+if TYPE_CHECKING:
+    from planner.fleet import Fleet
+    from planner.fleet_plan import FleetPlan
 
 
 def make_plan(scenario: Scenario) -> Plan:
@@ -35,7 +40,36 @@ def parse_scenario(data: object) -> Scenario:
 
 def read_scenario(path: Path, overrides: tuple[str, ...] = ()) -> Scenario:
     """Read a scenario file with `--set` overrides; files it names count from its own folder."""
+    return parse_scenario(inline_files(_read(path, overrides), path.parent))
+
+
+def _read(path: Path, overrides: tuple[str, ...]) -> dict[str, Any]:
     data = read_document(path)
     if not isinstance(data, dict):
         raise MoesaicError("invalid", f"{path} holds no scenario; see tests/scenarios", "/")
-    return parse_scenario(inline_files(apply_overrides(data, overrides), path.parent))
+    return apply_overrides(data, overrides)
+
+
+def read_question(path: Path, overrides: tuple[str, ...] = ()) -> Scenario | Fleet:
+    """Read any question that `answer` takes, as `read_scenario` does."""
+    from planner.fleet import inline_class_files, is_fleet
+
+    data = _read(path, overrides)
+    inline = inline_class_files if is_fleet(data) else inline_files
+    return parse_question(inline(data, path.parent))
+
+
+def parse_question(data: object) -> Scenario | Fleet:
+    """Read a scenario, or a fleet where the document has `classes`."""
+    from planner.fleet import Fleet, is_fleet
+
+    return Fleet.parse(data, what="fleet") if is_fleet(data) else parse_scenario(data)
+
+
+def answer(question: Scenario | Fleet) -> Plan | FleetPlan:
+    """Answer a question by its kind."""
+    if isinstance(question, Scenario):
+        return make_plan(question)
+    from planner.fleet_answer import plan_fleet
+
+    return plan_fleet(question)

@@ -112,7 +112,7 @@ class Proof(Document):
     """What the solver can say about the choice."""
 
     status: Literal["optimal", "feasible"]
-    objective: float  # unit: requests per second, or devices where a rate is asked
+    objective: float  # unit: requests per second, devices, shares, dollars: what is counted
     bound: float  # unit: as objective
     gap_ratio: float
     columns_count: int

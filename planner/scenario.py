@@ -27,7 +27,7 @@ Degrees = tuple[Degree, ...] | None
 Price = Annotated[float, Field(gt=0, le=1e6)]
 
 
-def _at(path: str, resolve: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def resolved_at(path: str, resolve: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """Resolve a name at the door; an error says which field it was."""
 
     def read(value: Any) -> Any:  # noqa: ANN401 - name or object
@@ -86,6 +86,10 @@ class Limits(Document):
     """Share of a device's memory that weights, cache and buffers may fill."""
     power_w: Watts | None = None
     """Watts of all devices in use together."""
+    usd_per_hour: Price | None = None
+    """Dollars an hour of all devices in use, at the machines' prices."""
+    configurations: Annotated[int, Field(ge=1, le=64)] | None = None
+    """Distinct configurations to operate at most; two pools are two."""
     spare_workers: Annotated[int, Field(ge=0, le=64)] = 0
     """Workers of each role that may fail with the rest still serving the load (N - 1: one)."""
     side: Literal["typical", "high"] = "high"
@@ -95,12 +99,19 @@ class Limits(Document):
 class Machine(Document):
     """More devices, of another kind, that pools of the same question may use."""
 
-    cluster: Annotated[Cluster, BeforeValidator(_at("/cluster", resolve_cluster))]
+    cluster: Annotated[Cluster, BeforeValidator(resolved_at("/cluster", resolve_cluster))]
     backend: str | None = None
     """Engine on these devices; none: the question's own."""
     precision: str | None = None
     kv_dtype: str | None = None
     device_hour_usd: Price | None = None
+
+    def stated(self, choices: Choices) -> Choices:
+        """Choices with the engine and formats that this machine states."""
+        own = {"backend": self.backend, "precision": self.precision, "kv_dtype": self.kv_dtype}
+        return choices.model_copy(
+            update={name: value for name, value in own.items() if value is not None}
+        )
 
 
 class Scenario(Document):
@@ -108,8 +119,8 @@ class Scenario(Document):
 
     schema_version: Literal[1] = 1
     name: Annotated[str, Field(max_length=200)] = "plan"
-    model: Annotated[MoeModel, BeforeValidator(_at("/model", resolve_model))]
-    cluster: Annotated[Cluster, BeforeValidator(_at("/cluster", resolve_cluster))]
+    model: Annotated[MoeModel, BeforeValidator(resolved_at("/model", resolve_model))]
+    cluster: Annotated[Cluster, BeforeValidator(resolved_at("/cluster", resolve_cluster))]
     workload: Workload
     routing: Routing = UniformRouting()
     policy: Policy = TopKPolicy()
@@ -133,12 +144,9 @@ class Scenario(Document):
         if number == 0:
             return self.model_copy(update={"also": ()})
         machine = self.also[number - 1]
-        own = {"backend": machine.backend, "precision": machine.precision,
-               "kv_dtype": machine.kv_dtype}  # fmt: skip
-        stated = {name: value for name, value in own.items() if value is not None}
         return self.model_copy(
             update={"cluster": machine.cluster, "device_hour_usd": machine.device_hour_usd,
-                    "choices": self.choices.model_copy(update=stated), "also": ()}
+                    "choices": machine.stated(self.choices), "also": ()}
         )  # fmt: skip
 
     @property

@@ -8,26 +8,28 @@ from pathlib import Path
 from hwprofiles.document import parse_as
 from hwprofiles.errors import MoesaicError
 from hwprofiles.files import read_document, write_text
-from planner.pipeline import make_plan, read_scenario
+from planner.fleet_plan import FleetPlan
+from planner.pipeline import answer, read_question
 from planner.plan import Plan
-from reports import views
-from reports.pages import IndexEntry, render_index, render_plan
+from reports.pages import IndexEntry, headline_of, render_answer, render_index
 
 SUFFIXES = (".yaml", ".yml", ".json")
 
 
-def read_plan(source: Path) -> Plan:
-    """Read a finished plan, or make one from a scenario."""
+def read_plan(source: Path) -> Plan | FleetPlan:
+    """Read a finished plan, or make one from a scenario or a fleet."""
     data = read_document(source)
+    if isinstance(data, dict) and "fleet_digest" in data:
+        return parse_as(FleetPlan, data, what=f"plan {source.name}")
     if isinstance(data, dict) and "scenario_digest" in data:
         return parse_as(Plan, data, what=f"plan {source.name}")
-    return make_plan(read_scenario(source))
+    return answer(read_question(source))
 
 
-def report_file(source: Path, page: Path) -> Plan:
+def report_file(source: Path, page: Path) -> Plan | FleetPlan:
     """Render one scenario or plan to one page."""
     plan = read_plan(source)
-    write_text(page, render_plan(plan))
+    write_text(page, render_answer(plan))
     return plan
 
 
@@ -58,4 +60,4 @@ def _entry(path: Path, out: Path) -> IndexEntry:
         plan = report_file(path, out / page)
     except MoesaicError as error:
         return IndexEntry(path.name, "", f"{error.kind}: {error}", failed=True)
-    return IndexEntry(path.name, page, views.headline(plan), failed=False)
+    return IndexEntry(path.name, page, headline_of(plan), failed=False)

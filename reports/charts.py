@@ -11,11 +11,16 @@ PALETTE = ("#2b6cb0", "#c05621", "#2f855a", "#6b46c1", "#b7791f", "#b83280", "#2
 WIDTH, BAR_HEIGHT = 720, 30
 
 
-def stacked_bar(parts: Sequence[tuple[str, float, str]], label: str) -> str:
-    """A bar of parts (label, share of the full width, value text) with a legend under it."""
+def stacked_bar(
+    parts: Sequence[tuple[str, float, str]], label: str, colours: Sequence[int] | None = None
+) -> str:
+    """A bar of parts (label, share of the full width, value text) with a legend under it.
+
+    `colours`: numbers in the palette, where parts of several bars are the same things.
+    """
     pieces, legend, left = [], [], 0.0
     for i, (name, share, text) in enumerate(parts):
-        colour = PALETTE[i % len(PALETTE)]
+        colour = PALETTE[(i if colours is None else colours[i]) % len(PALETTE)]
         width = min(share, 1 - left) * WIDTH
         pieces.append(
             f'<rect x="{left * WIDTH:.1f}" y="0" width="{max(width, 0):.1f}" '

@@ -10,8 +10,9 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
+from planner.fleet_plan import FleetPlan
 from planner.plan import Plan, Pool
-from reports import charts, views
+from reports import charts, fleet_views, views
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,30 @@ def _template(name: str) -> Template:
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     return environment.get_template(name)
+
+
+def render_answer(plan: Plan | FleetPlan) -> str:
+    """The page of any answer of `plan`."""
+    return render_fleet(plan) if isinstance(plan, FleetPlan) else render_plan(plan)
+
+
+def headline_of(plan: Plan | FleetPlan) -> str:
+    """Any answer in one sentence."""
+    return fleet_views.headline(plan) if isinstance(plan, FleetPlan) else views.headline(plan)
+
+
+def render_fleet(plan: FleetPlan) -> str:
+    """One page: classes, their workers, who uses which machine, what bound."""
+    return _template("fleet.html").render(
+        plan=plan, views=fleet_views, bar=_fleet_bar, title=fleet_views.title(plan)
+    )
+
+
+def _fleet_bar(plan: FleetPlan, number: int) -> Markup:
+    label, parts = fleet_views.machine_bar(plan.machines[number])
+    names = [one.name for one in plan.classes]
+    colours = [names.index(name) for name, _, _ in parts]
+    return Markup(charts.stacked_bar(parts, label, colours))  # noqa: S704 - our own SVG
 
 
 def render_plan(plan: Plan) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from planner.fleet_plan import FleetPlan
 from planner.plan import Plan
 from planner.point import Estimated
-from reports import views
+from reports import fleet_views, views
 
 
 def text_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -48,6 +49,31 @@ def plan_text(plan: Plan) -> str:
         *(f"- lost: {sentence}" for sentence in views.rejected_sentences(plan)),
         *(f"- memory: {sentence}" for sentence in views.memory_sentences(plan)),
         f"Proof: {views.proof_sentence(plan)}",
+        *(f"Assumed: {text}" for text in plan.assumptions),
+    ]
+    return "\n".join(parts)
+
+
+def answer_text(plan: Plan | FleetPlan) -> str:
+    """Any answer of `plan` as text."""
+    return fleet_text(plan) if isinstance(plan, FleetPlan) else plan_text(plan)
+
+
+def fleet_text(plan: FleetPlan) -> str:
+    """A fleet's answer as text: classes, workers, machines, limits, proof."""
+    parts = [
+        fleet_views.title(plan),
+        fleet_views.headline(plan),
+        "",
+        text_table(fleet_views.CLASS_HEADERS, fleet_views.class_rows(plan)),
+        "",
+        text_table(fleet_views.POOL_HEADERS, fleet_views.pool_rows(plan)),
+        "",
+        text_table(fleet_views.MACHINE_HEADERS, fleet_views.machine_rows(plan)),
+        "",
+        *fleet_views.cost_sentences(plan),
+        *(f"- {sentence}" for sentence in fleet_views.binding_sentences(plan)),
+        f"Proof: {fleet_views.proof_sentence(plan)}",
         *(f"Assumed: {text}" for text in plan.assumptions),
     ]
     return "\n".join(parts)

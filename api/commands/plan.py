@@ -20,21 +20,24 @@ def command(
 ) -> None:  # fmt: skip
     """Choose how to serve the scenario in FILE (YAML or JSON).
 
-    Prints the ranked ways to serve it, the limits that bound, and what lost and why.
+    Prints the ranked ways to serve it, the limits that bound, and what lost and why. A FILE with
+    `classes` is a fleet: several models and classes of traffic share `machines`, and the answer
+    is how many workers of which configuration each class gets.
 
     \b
-    Example:
+    Examples:
         moesaic plan tests/scenarios/deepseek-v3-h200.yaml --html plan.html
+        moesaic plan tests/scenarios/shared-fleet.yaml
     """
     from hwprofiles.files import write_text
-    from planner.pipeline import make_plan, read_scenario
-    from reports.text import plan_text
+    from planner.pipeline import answer, read_question
+    from reports.text import answer_text
 
     output = Output(form, out, quiet)
-    plan = make_plan(read_scenario(file, overrides))
+    plan = answer(read_question(file, overrides))
     if html is not None:
-        from reports.pages import render_plan
+        from reports.pages import render_answer
 
-        write_text(html, render_plan(plan))
+        write_text(html, render_answer(plan))
         output.note(f"wrote {html}")
-    output.show(plan.model_dump(mode="json"), lambda: plan_text(plan))
+    output.show(plan.model_dump(mode="json"), lambda: answer_text(plan))

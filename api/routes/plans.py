@@ -12,7 +12,9 @@ from fastapi.encoders import jsonable_encoder
 from api.problems import PROBLEMS
 from hwprofiles.files import read_document
 from planner.estimate import estimate_one
-from planner.pipeline import make_plan, parse_scenario
+from planner.fleet import inline_class_files, is_fleet
+from planner.fleet_plan import FleetPlan
+from planner.pipeline import answer, parse_question
 from planner.plan import Plan
 from planner.point import Estimated
 from planner.scenario import inline_files
@@ -21,13 +23,17 @@ router = APIRouter(prefix="/v1", tags=["plans"], responses=PROBLEMS)
 EXAMPLES = Path(__file__).parents[2] / "tests" / "scenarios"
 
 
+def _inlined(data: dict[str, Any], folder: Path) -> dict[str, Any]:
+    return inline_class_files(data, folder) if is_fleet(data) else inline_files(data, folder)
+
+
 @cache
 def examples() -> dict[str, dict[str, Any]]:
     """The scenarios of the test suite as OpenAPI examples; none in an installation without them."""
     return {
         path.stem: {
             "summary": path.stem,
-            "value": jsonable_encoder(inline_files(read_document(path), path.parent)),
+            "value": jsonable_encoder(_inlined(read_document(path), path.parent)),
         }
         for path in sorted(EXAMPLES.glob("*.yaml"))
     }
@@ -35,10 +41,10 @@ def examples() -> dict[str, dict[str, Any]]:
 
 @router.post("/plans")
 def post_plan(
-    scenario: Annotated[dict[str, Any], Body(openapi_examples=examples())],
-) -> Plan:
-    """Answer a scenario with a plan; the body is the scenario document."""
-    return make_plan(parse_scenario(scenario))
+    question: Annotated[dict[str, Any], Body(openapi_examples=examples())],
+) -> Plan | FleetPlan:
+    """Answer a scenario, or a fleet where the body has `classes`; the body is that document."""
+    return answer(parse_question(question))
 
 
 @router.post("/estimates", response_model_exclude_none=True)

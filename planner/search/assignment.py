@@ -24,9 +24,10 @@ from typing import Any
 import polars as pl
 
 from hwprofiles.errors import MoesaicError
-from planner.scenario import Scenario
+from planner.scenario import Limits, Scenario
 from planner.search.solver import Expression, Programme, Solution
 
+GIB = 2.0**30
 TINY = 1e-6
 """Weight of the device count beside the rate: of two equal plans the smaller one is taken."""
 
@@ -50,30 +51,34 @@ class Choice:
 
 
 def within_limits(table: pl.DataFrame, scenario: Scenario) -> pl.DataFrame:
-    """Add `broken`, the first limit a candidate breaks in words, null where it keeps all."""
+    """Add `broken`, the name of the first limit a candidate breaks, null where it keeps all."""
     limits, side = scenario.limits, scenario.limits.side
-    room = pl.col("capacity_bytes") * limits.memory_share
-    checks = [(pl.col("total_bytes") > room, _too_full(room))]
-    for name, label in (("ttft_s", "TTFT"), ("tpot_s", "TPOT")):
+    checks = {"memory_share": pl.col("total_bytes") > _room(limits)}
+    for name in ("ttft_s", "tpot_s"):
         limit = getattr(limits, name)
         if limit is not None:
-            checks.append((pl.col(f"{name}_{side}") > limit, _too_slow(name, label, side, limit)))
+            checks[name] = pl.col(f"{name}_{side}") > limit
     broken = pl.lit(None, pl.String)
-    for check, text in reversed(checks):
-        broken = pl.when(check.fill_null(value=False)).then(text).otherwise(broken)
+    for name, check in reversed(checks.items()):
+        broken = pl.when(check.fill_null(value=False)).then(pl.lit(name)).otherwise(broken)
     return table.with_columns(broken.alias("broken"))
 
 
-def _too_full(room: pl.Expr) -> pl.Expr:
-    need, free = ((size / 2**30).round(1).cast(pl.String) for size in (pl.col("total_bytes"), room))
-    return pl.format("needs {} GiB a device, of which {} are free", need, free)
+def _room(limits: Limits) -> pl.Expr:
+    return pl.col("capacity_bytes") * limits.memory_share
 
 
-def _too_slow(name: str, label: str, side: str, limit: float) -> pl.Expr:
-    got = (pl.col(f"{name}_{side}") * 1e3).round(1).cast(pl.String)
-    word = "may reach" if side == "high" else "is"
-    return pl.format("{} {} {} ms, the limit is {} ms", pl.lit(label), pl.lit(word), got,
-                     round(limit * 1e3, 1))  # fmt: skip
+def broken_text(row: dict[str, Any], limits: Limits) -> str:
+    """Say why a candidate that breaks a limit is not allowed."""
+    name = row["broken"]
+    if name == "memory_share":
+        free = row["capacity_bytes"] * limits.memory_share
+        need = row["total_bytes"]
+        return f"needs {need / GIB:.1f} GiB a device, of which {free / GIB:.1f} are free"
+    word = "may reach" if limits.side == "high" else "is"
+    got, most = row[f"{name}_{limits.side}"] * 1e3, getattr(limits, name) * 1e3
+    label = name.removesuffix("_s").upper()
+    return f"{label} {word} {got:.1f} ms, the limit is {most:.1f} ms"
 
 
 def undominated(table: pl.DataFrame, concurrency: int | None) -> pl.DataFrame:

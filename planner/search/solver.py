@@ -42,6 +42,20 @@ class Solution:
     values: dict[str, float]
 
 
+@dataclass(frozen=True)
+class Relaxed:
+    """A programme without its whole numbers."""
+
+    infeasible: bool
+    objective: float
+    """No solution in whole numbers can be better."""
+    reduced_costs: dict[str, float]
+    """What a unit of each variable at its lower bound worsens the objective by, at least."""
+    shadow_prices: dict[str, float]
+    """What a unit more of each constraint's right-hand side adds to the objective."""
+    solve_s: float
+
+
 SMALL = 100
 """Variables up to which presolving costs more than it saves (8 ms against 3 ms for 19)."""
 
@@ -97,6 +111,29 @@ class Programme:
         self._problem.solve(solver)
         values = {v.name: float(v.varValue or 0.0) for v in self._problem.variables()}
         return self._solution(_ended(self._problem.solverModel), values, time_limit_s)
+
+    def relax(self) -> Relaxed:
+        """Solve without whole numbers: a bound, and what variables and constraints are worth.
+
+        Raises:
+            MoesaicError: `internal` when the solver fails.
+        """
+        self._problem.solve(pulp.HiGHS(msg=False, mip=False, threads=1, random_seed=0))
+        highs = self._problem.solverModel
+        ended = _ended(highs)
+        sign = -1.0 if self._problem.sense == pulp.LpMaximize else 1.0
+        if ended.status != "kOptimal":
+            return Relaxed(ended.status == "kInfeasible", math.nan, {}, {}, ended.run_s)
+        duals = highs.getSolution()
+        names = [variable.name for variable in self._problem.variables()]
+        rows = [constraint.name for constraint in self._problem.constraints()]
+        return Relaxed(
+            infeasible=False, objective=sign * ended.objective,
+            reduced_costs=dict(zip(names, duals.col_dual, strict=True)),
+            shadow_prices={row: sign * price for row, price in
+                           zip(rows, duals.row_dual, strict=True)},
+            solve_s=ended.run_s,
+        )  # fmt: skip
 
     def solve_apart(
         self, *, time_limit_s: float, memory_limit_bytes: float, gap_ratio: float = 1e-6

@@ -9,7 +9,7 @@ from starlette.testclient import TestClient
 from api.app import create_app
 from api.cli import main
 from api.problems import STATUS
-from planner.pipeline import make_plan, parse_scenario, read_scenario
+from planner.pipeline import answer, make_plan, parse_scenario, read_question, read_scenario
 from planner.search.placement import PlacementQuestion, place
 
 SCENARIOS = Path(__file__).parents[1] / "scenarios"
@@ -184,3 +184,17 @@ def test_models_over_rest(client):
     shown = client.get("/v1/models/deepseek-v3").json()
     assert abs(shown["params_total"] / 671.0e9 - 1) < 0.002
     assert client.get("/v1/models/..%2f..%2fetc").status_code in (404, 422)
+
+
+def test_a_fleet_goes_through_the_same_doors(capsys, client, tmp_path):
+    path, page = SCENARIOS / "shared-fleet.yaml", tmp_path / "fleet.html"
+    status, out, _ = shell(capsys, "plan", path, "-o", "json", "--html", page)
+    fleet = read_question(path)
+    posted = client.post("/v1/plans", json=fleet.model_dump(mode="json"))
+    assert (status, posted.status_code) == (0, 200)
+    assert json.loads(out) == posted.json() == answer(fleet).model_dump(mode="json")
+    assert "every class&#39;s whole demand" in page.read_text()
+    status, out, _ = shell(capsys, "plan", path, "--set", "classes.1.workload.request_rate=900")
+    assert status == 0
+    assert "worst served share" in out
+    assert shell(capsys, "plan", path, "--set", "classes.7.name=x")[0] == 2

@@ -8,7 +8,10 @@ from hwprofiles.errors import MoesaicError
 from planner.pipeline import make_plan, parse_scenario, read_scenario
 from planner.plan import Plan
 
-SCENARIOS = sorted((Path(__file__).parents[1] / "scenarios").glob("*.yaml"))
+SCENARIOS = sorted(
+    path for path in (Path(__file__).parents[1] / "scenarios").glob("*.yaml")
+    if "fleet" not in path.stem
+)  # fmt: skip
 FIRST = Path(__file__).parents[1] / "scenarios" / "deepseek-v3-h200.yaml"
 
 

@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 
 from hwprofiles.errors import MoesaicError
 from planner.pipeline import parse_scenario
-from planner.search.assignment import choose, state_programme, undominated, within_limits
+from planner.search.assignment import (
+    broken_text,
+    choose,
+    state_programme,
+    undominated,
+    within_limits,
+)
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "pools.lp"
 DEVICES = 8
@@ -100,11 +106,11 @@ def test_dropped_candidates_never_matter():
 
 def test_limits_are_named_in_words():
     table = table_of([("agg", 1, 1, 1.0)]).drop("broken").with_columns(total_bytes=2e12)
-    assert "GiB a device" in within_limits(table, question())["broken"][0]
-    slow = table.with_columns(total_bytes=1.0, ttft_s_high=3.0)
-    assert within_limits(slow, question(ttft_s="2 s"))["broken"][0] == (
-        "TTFT may reach 3000.0 ms, the limit is 2000.0 ms"
-    )
+    full = within_limits(table, question()).row(0, named=True)
+    assert "GiB a device" in broken_text(full, question().limits)
+    slow, asked = table.with_columns(total_bytes=1.0, ttft_s_high=3.0), question(ttft_s="2 s")
+    late = within_limits(slow, asked).row(0, named=True)
+    assert broken_text(late, asked.limits) == "TTFT may reach 3000.0 ms, the limit is 2000.0 ms"
 
 
 def test_the_programme_reads_as_reviewed(tmp_path):
