@@ -57,7 +57,7 @@ def group_of(rows: Rows, cluster: Cluster) -> Group:
     far = {n: cluster.tier_for(int(n)) for n in np.unique(joined)} if cluster.tiers else {}
     return Group(
         ranks, nodes,
-        np.array([tiers[n].bandwidth_bytes_per_s.value if tiers else np.inf for n in inside]),
+        np.array([tiers[n].rate_bytes_per_s(int(n)) if tiers else np.inf for n in inside]),
         np.array([far[n].bandwidth_bytes_per_s.value if far else np.inf for n in joined]),
         np.array([tiers[n].latency_s.value if tiers else 0.0 for n in inside]),
         np.array([far[n].latency_s.value if far else 0.0 for n in joined]),

@@ -10,7 +10,9 @@ from hwprofiles.cluster import Cluster
 from hwprofiles.crossing import crossing_s, links_of
 from hwprofiles.cuts import all_to_all_s, bottleneck, cuts_of, farthest_s
 from hwprofiles.errors import MoesaicError
+from hwprofiles.kernels import kernel_rows
 from hwprofiles.library import load_cluster, resolve_cluster
+from hwprofiles.timing import time_kernels
 from planner.moe_model import MoeFfn
 from planner.work.volumes import crossing_of, exchange_of
 
@@ -159,3 +161,13 @@ def test_bandwidth_of_nothing_is_no_link():
     cut_off = without(load_cluster("dgx-h100-x4"), bandwidth_bytes_per_s=rate | {"value": 0})
     with pytest.raises(MoesaicError, match="disconnected"):
         all_to_all_s(cut_off.graph(), range(32), 1.0)
+
+
+def test_two_cards_of_a_mesh_reduce_over_one_link():
+    """Pangu Pro MoE's prefill on two 800I A2 cards: its all-reduces cross 28 GB/s, not 196."""
+    cluster = load_cluster("atlas-800i-a2")
+    rows = kernel_rows([
+        {"kernel": "all_reduce", "devices": n, "nodes": 1, "message_bytes": 1e9} for n in (2, 8)
+    ])  # fmt: skip
+    two, eight = time_kernels(rows, cluster)["typical_s"]
+    assert two / eight == pytest.approx(7 * (1 / 2) / (7 / 8), rel=1e-3)
