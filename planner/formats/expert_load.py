@@ -70,6 +70,20 @@ def read_choices(path: Path) -> NDArray[np.int64]:
     return np.asarray(ids, dtype=np.int64)
 
 
+def read_sequences(path: Path) -> NDArray[np.int64] | None:
+    """Sequence of each token in order, from `seq_lens` of an `.npz`; none: the file says nothing.
+
+    Raises:
+        MoesaicError: `invalid` when lengths are not whole numbers of 1 or more.
+    """
+    held = _numpy(path).get("seq_lens")
+    if held is None:
+        return None
+    if held.ndim != 1 or not np.issubdtype(held.dtype, np.integer) or (held < 1).any():
+        raise MoesaicError("invalid", f"{path}: seq_lens are whole numbers of 1 or more")
+    return np.repeat(np.arange(len(held)), held)
+
+
 def _read(path: Path, experts: int | None) -> tuple[Any, str]:
     """Counts of any shape, and what the file says of itself."""
     suffix = path.suffix.lower()

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from planner.search.packing import Packing, best_swap, busiest, device_loads
-from planner.search.solver import Programme
+from planner.search.pins import Pins
+from planner.search.solver import Expression, Programme
 
 Array = NDArray[np.float64]
 Ints = NDArray[np.int64]
 STEPS = 60
 """Points of one layer's path at most."""
+NODES = 20_000
+TIME_LIMIT_S = 20.0
 HOT, COLD = 2, 4
 """Experts with the most load per copy that a step tries to copy, and coldest that give one up."""
 
@@ -26,32 +30,96 @@ def moved(old: Ints, new: Ints) -> int:
     )
 
 
+@dataclass(frozen=True)
+class Budget:
+    """What all layers may change together.
+
+    Args:
+        moves: slots; none: no limit.
+        moved_bytes: bytes; none: no limit.
+        expert_bytes: bytes of one expert in each layer, [layers].
+    """
+
+    moves: int | None
+    moved_bytes: float | None
+    expert_bytes: Array
+
+    def alone(self, layer: int) -> int:
+        """Moves that one layer could make at most."""
+        found = [10**9 if self.moves is None else self.moves]
+        if self.moved_bytes is not None:
+            found.append(int(self.moved_bytes / self.expert_bytes[layer] * (1 + 1e-9)))
+        return min(found)
+
+
+@dataclass(frozen=True)
+class Limited:
+    """Layouts within a budget; the sum of their busiest over mean, and the least it could be."""
+
+    packings: list[Packing]
+    value: float
+    bound: float
+
+
 def limit_moves(
-    today: list[Ints], ideal: list[Packing], shares: Array, speeds: Array, most: int
-) -> list[Packing]:
-    """Choose how far each layer walks from today's layout, all walks together at most `most` moves.
+    today: list[Ints], ideal: list[Packing], shares: Array, speeds: Array,
+    budget: Budget, pins: list[Pins],
+) -> Limited:  # fmt: skip
+    """Choose how far each layer walks from today's layout, all walks together within a budget.
 
     Args:
         today: layout of each layer, [devices, slots].
         ideal: unrestricted packing of each layer; taken whole where its moves fit.
         shares: [traces, layers, experts].
         speeds: relative speed of each device.
-        most: slots that may change.
+        budget: what may change.
+        pins: copies of each layer that must stand somewhere; today's layout keeps them.
     """
-    paths = []
+    paths, curves = [], []
     for i, (old, best) in enumerate(zip(today, ideal, strict=True)):
-        rows = shares[:, i]
-        layouts = [*_walk(old, rows, speeds, most), aligned(old, best.experts, speeds)]
+        rows, most = shares[:, i], budget.alone(i)
+        layouts = [*_walk(old, rows, speeds, most, pins[i])]
+        if pins[i].tags(whole := aligned(old, best.experts, speeds)) is not None:
+            layouts.append(whole)
         points = [(moved(old, x), busiest(x, rows, speeds), x) for x in layouts]
         paths.append(_useful([p for p in points if p[0] <= most]))
-    chosen = _choose(paths, most)
-    return [
-        Packing(path[k][2], path[k][1], best.bound)
-        for path, k, best in zip(paths, chosen, ideal, strict=True)
+        curves.append(least_after(old, rows, speeds, best.bound, most))
+    chosen, value, _ = _choose([[(p[0], p[1]) for p in path] for path in paths], budget)
+    _, _, bound = _choose([list(enumerate(curve)) for curve in curves], budget)
+    packings = [
+        Packing(path[k][2], path[k][1], max(best.bound, float(curve[-1])))
+        for path, k, best, curve in zip(paths, chosen, ideal, curves, strict=True)
     ]
+    return Limited(packings, value, min(bound, value))
+
+
+def least_after(old: Ints, rows: Array, speeds: Array, bound: float, most: int) -> list[float]:
+    """No layout that so many moves away has a busiest over mean below this, for 0, 1, … moves.
+
+    A move takes one copy's load off a device at most: the copy leaves, or a copy made elsewhere
+    takes a part of it.
+
+    Args:
+        old: layout before, [devices, slots].
+        rows: load shares, [traces, experts].
+        speeds: relative speed of each device.
+        bound: for any layout.
+        most: moves up to which it is said.
+    """
+    copies = np.bincount(old.ravel(), minlength=rows.shape[1])
+    each = rows / np.maximum(copies, 1) * len(speeds)
+    held = -np.sort(-each[:, old], axis=2) / speeds[:, None]
+    left = held.sum(axis=2, keepdims=True) - np.cumsum(held, axis=2)
+    curve = [busiest(old, rows, speeds)]
+    for k in range(min(most, old.shape[1])):
+        curve.append(max(float(left[:, :, k].max()), bound))
+        if curve[-1] <= bound:
+            break
+    return [max(value, bound) for value in curve]
 
 
 Path = list[tuple[int, float, Ints]]
+Curve = list[tuple[int, float]]
 
 
 def _useful(points: Path) -> Path:
@@ -63,33 +131,51 @@ def _useful(points: Path) -> Path:
     return kept
 
 
-def _choose(paths: list[Path], most: int) -> list[int]:
-    """One point a layer, the sum of busiest over mean least, moves within the limit."""
+def _choose(curves: list[Curve], budget: Budget) -> tuple[list[int], float, float]:
+    """One point a layer; which, the sum of their values, and its bound."""
+    programme, picks = state_moves(curves, budget)
+    solution = programme.solve(most_nodes=NODES, time_limit_s=TIME_LIMIT_S)
+    chosen = [int(np.argmax([solution.values[str(x)] for x in row])) for row in picks]
+    return chosen, solution.objective, solution.bound
+
+
+def state_moves(curves: list[Curve], budget: Budget) -> tuple[Programme, list[list[Expression]]]:
+    """Write the programme: one point a layer, the sum of busiest over mean least.
+
+    Args:
+        curves: moves and busiest over mean of each point, by layer.
+        budget: what all layers may change together.
+    """
     programme = Programme("moves", maximise=False)
     picks = [
-        [programme.binary(f"take_{i}_{k}") for k in range(len(path))]
-        for i, path in enumerate(paths)
+        [programme.binary(f"take_{i}_{k}") for k in range(len(curve))]
+        for i, curve in enumerate(curves)
     ]
-    pairs = [(pick, point) for row, path in zip(picks, paths, strict=True)
-             for pick, point in zip(row, path, strict=True)]  # fmt: skip
+    taken = [(pick, point, float(budget.expert_bytes[i]))
+             for i, (row, curve) in enumerate(zip(picks, curves, strict=True))
+             for pick, point in zip(row, curve, strict=True)]  # fmt: skip
     for i, row in enumerate(picks):
         programme.require(f"one_{i}", programme.total([(pick, 1) for pick in row]) == 1)
-    programme.require("moves", programme.total([(pick, p[0]) for pick, p in pairs]) <= most)
-    programme.objective(programme.total([(pick, p[1]) for pick, p in pairs]))
-    values = programme.solve(time_limit_s=20).values
-    return [
-        int(np.argmax([values[f"take_{i}_{k}"] for k in range(len(path))]))
-        for i, path in enumerate(paths)
-    ]
+    if budget.moves is not None:
+        moves = programme.total([(pick, point[0]) for pick, point, _ in taken])
+        programme.require("moves", moves <= budget.moves)
+    if budget.moved_bytes is not None:
+        share = [(pick, point[0] * size / max(budget.moved_bytes, 1.0))
+                 for pick, point, size in taken]  # fmt: skip
+        limit = min(budget.moved_bytes, 1.0)
+        programme.require("moved_bytes", programme.total(share) <= limit * (1 + 1e-9))
+    programme.objective(programme.total([(pick, point[1]) for pick, point, _ in taken]))
+    return programme, picks
 
 
-def _walk(start: Ints, rows: Array, speeds: Array, most: int) -> Iterator[Ints]:
+def _walk(start: Ints, rows: Array, speeds: Array, most: int, pins: Pins) -> Iterator[Ints]:
     """Layouts reached by the best single change each time: a copy given away, or two swapped."""
     layout = start.copy()
     value = busiest(layout, rows, speeds)
     yield layout
     for _ in range(STEPS):
         options = [*_copies(layout, rows, speeds), *_swap(layout, rows, speeds)]
+        options = [option for option in options if pins.tags(option[1]) is not None]
         if not options:
             return
         found, after = min(options, key=lambda option: option[0])
@@ -125,7 +211,7 @@ def _swap(layout: Ints, rows: Array, speeds: Array) -> Iterator[Option]:
     counts = np.bincount(layout.ravel(), minlength=rows.shape[1])
     each = rows / np.maximum(counts, 1) * len(speeds)
     fullest = int(loads.max(axis=0).argmax())
-    swap = best_swap(layout, each, loads, speeds, fullest)
+    swap = best_swap(layout, each, (loads, speeds), fullest)
     if swap is not None:
         mine, device, theirs = swap
         after = layout.copy()

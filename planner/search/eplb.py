@@ -14,17 +14,22 @@ Array = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 
-def replicate(weights: Array, slots: int, most_copies: int | None = None) -> Ints:
+def replicate(
+    weights: Array, slots: int, most_copies: int | None = None, least: Ints | None = None
+) -> Ints:
     """Copies of each expert when `slots` copies are made one by one where load per copy is most.
 
     Args:
         weights: load of each expert, [experts].
         slots: copies in all, at least one an expert.
         most_copies: no expert gets more (devices that can hold one each).
+        least: copies that each expert has from the start; none: one.
     """
-    copies = np.ones(len(weights), dtype=np.int64)
-    each = weights.astype(float).copy()
-    for _ in range(slots - len(weights)):
+    copies = np.ones(len(weights), dtype=np.int64) if least is None else least.copy()
+    each = weights / copies
+    if most_copies is not None:
+        each[copies >= most_copies] = -1.0
+    for _ in range(slots - int(copies.sum())):
         expert = int(np.argmax(each))
         copies[expert] += 1
         full = most_copies is not None and copies[expert] >= most_copies

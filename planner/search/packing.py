@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 
 from hwprofiles.errors import MoesaicError
 from planner.search.eplb import replicate
+from planner.search.pins import FREE, Pins, no_pins
 
 Array = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Mask = NDArray[np.bool_]
 ROUNDS = 400
 """Swaps tried on one layer at most."""
 WORTH_RATIO = 5e-3
@@ -80,36 +82,42 @@ def device_loads(experts: Ints, weights: Array, speeds: Array) -> Array:
     return loads
 
 
-def pack(weights: Array, slots: int, speeds: Array, start: Ints | None = None) -> Packing:
+def pack(
+    weights: Array, slots: int, speeds: Array, start: Ints | None = None, pins: Pins | None = None
+) -> Packing:
     """Place every copy of one layer.
 
     Args:
         weights: [traces, experts], rows sum to one.
         slots: copies in all, a multiple of the devices.
         speeds: relative speed of each device, mean one.
-        start: another layout that the answer must not be worse than.
+        start: another layout that the answer must not be worse than, unless it breaks a pin.
+        pins: copies that must stand somewhere.
     """
+    pins = no_pins(len(speeds)) if pins is None else pins
+    least = pins.least_copies(weights.shape[1])
     bound = lower_bound(weights, slots, speeds)
-    copies = replicate(weights.max(axis=0), slots, len(speeds))
-    best = _improved(_largest_first(weights, copies, speeds), weights, speeds, bound)
+    copies = replicate(weights.max(axis=0), slots, len(speeds), least)
+    best = improved(largest_first(weights, copies, speeds, pins), weights, speeds, bound, pins)
     value = busiest(best, weights, speeds)
-    if start is not None and not doubled(start) and value > bound * (1 + ENOUGH_RATIO):
-        other = _improved(start, weights, speeds, bound)
+    fit = start is not None and not doubled(start) and pins.tags(start) is not None
+    if start is not None and fit and value > bound * (1 + ENOUGH_RATIO):
+        other = improved(start, weights, speeds, bound, pins)
         other_value = busiest(other, weights, speeds)
         if other_value < value:
             best, value = other, other_value
-    for counts in _other_copies(weights.max(axis=0), copies, len(speeds)):
+    for counts in _other_copies(weights.max(axis=0), copies, len(speeds), least):
         if value <= bound * (1 + WORTH_RATIO):
             break
-        other = _improved(_largest_first(weights, counts, speeds), weights, speeds, bound)
+        other = improved(largest_first(weights, counts, speeds, pins), weights, speeds, bound, pins)
         if (other_value := busiest(other, weights, speeds)) < value:
             best, value = other, other_value
     return Packing(best, value, bound)
 
 
-def _other_copies(row: Array, copies: Ints, devices: int) -> Iterator[Ints]:
+def _other_copies(row: Array, copies: Ints, devices: int, least: Ints) -> Iterator[Ints]:
     """Copy counts one step from the greedy ones: a copy of one expert goes to another."""
-    givers = [int(e) for e in np.argsort(row / copies, kind="stable") if copies[e] > 1]
+    givers = [int(e) for e in np.argsort(row / copies, kind="stable") if copies[e] > least[e]]
     takers = [int(e) for e in np.argsort(-row / (copies + 1), kind="stable") if copies[e] < devices]
     for giver in givers[:TRIED]:
         for taker in takers[:TRIED]:
@@ -120,20 +128,34 @@ def _other_copies(row: Array, copies: Ints, devices: int) -> Iterator[Ints]:
                 yield changed
 
 
-def _largest_first(weights: Array, copies: Ints, speeds: Array) -> Ints:
+def largest_first(weights: Array, copies: Ints, speeds: Array, pins: Pins) -> Ints:
+    """Copies onto the device that is least full after it, largest first; pinned ones before all.
+
+    Args:
+        weights: [traces, experts].
+        copies: of each expert, as many in all as there are slots.
+        speeds: relative speed of each device.
+        pins: copies that must stand somewhere.
+    """
     devices, traces = len(speeds), len(weights)
     slots = int(copies.sum()) // devices
     each = weights / copies * devices
     load = np.zeros((traces, devices))
     filled = np.zeros(devices, dtype=np.int64)
     experts = np.full((devices, slots), -1, dtype=np.int64)
+    for expert, device in zip(pins.experts.tolist(), pins.places.tolist(), strict=True):
+        experts[device, filled[device]] = expert
+        load[:, device] += each[:, expert]
+        filled[device] += 1
+    fixed = filled.copy()
+    left = copies - np.bincount(pins.experts, minlength=len(copies))
     for expert in np.argsort(-each.max(axis=0), kind="stable"):
-        for _ in range(copies[expert]):
+        for _ in range(left[expert]):
             after = ((load + each[:, expert, None]) / speeds).max(axis=0)
             held = (experts == expert).any(axis=1)
             after[(filled == slots) | held] = np.inf
             if not np.isfinite(after).any():
-                _make_room(experts, filled, load, each, int(expert))
+                _make_room(experts, (filled, fixed), load, each, int(expert))
                 continue
             device = int(np.argmin(after))
             experts[device, filled[device]] = expert
@@ -142,15 +164,21 @@ def _largest_first(weights: Array, copies: Ints, speeds: Array) -> Ints:
     return experts
 
 
-def _make_room(experts: Ints, filled: Ints, load: Array, each: Array, expert: int) -> None:
-    """Every device with room holds the expert already: pass it one that another device gives up."""
+def _make_room(
+    experts: Ints, room: tuple[Ints, Ints], load: Array, each: Array, expert: int
+) -> None:
+    """Every device with room holds the expert already: pass it one that another device gives up.
+
+    `room` says how many slots of each device are filled, and how many of them are pinned.
+    """
+    filled, fixed = room
     device = int(np.argmin(filled))
     free = ~(experts == expert).any(axis=1)
     mine = set(experts[device, : filled[device]].tolist())
     for other in np.flatnonzero(free):
-        for slot in range(experts.shape[1]):
+        for slot in range(int(fixed[other]), experts.shape[1]):
             given = int(experts[other, slot])
-            if given not in mine:
+            if given >= 0 and given not in mine:
                 experts[device, filled[device]], experts[other, slot] = given, expert
                 filled[device] += 1
                 load[:, device] += each[:, given]
@@ -167,9 +195,14 @@ def doubled(experts: Ints) -> bool:
     return bool((ordered[:, 1:] == ordered[:, :-1]).any())
 
 
-def _improved(experts: Ints, weights: Array, speeds: Array, bound: float) -> Ints:
-    """Swap one copy of the fullest device for one of another while the worse of both falls."""
+def improved(experts: Ints, weights: Array, speeds: Array, bound: float, pins: Pins) -> Ints:
+    """Swap one copy of the fullest device for one of another while the worse of both falls.
+
+    Ends at `bound`; pins that the layout keeps stay kept.
+    """
     experts = experts.copy()
+    tags, masks = pins.tags(experts), pins.masks()
+    tags = np.full(experts.shape, FREE) if tags is None else tags
     copies = np.bincount(experts.ravel(), minlength=weights.shape[1])
     each = weights / np.maximum(copies, 1) * len(speeds)
     loads = each[:, experts].sum(axis=2) / speeds
@@ -178,21 +211,36 @@ def _improved(experts: Ints, weights: Array, speeds: Array, bound: float) -> Int
         fullest = int(worst.argmax())
         if worst[fullest] <= bound * (1 + ENOUGH_RATIO):
             break
-        swap = best_swap(experts, each, loads, speeds, fullest)
+        allowed = None if len(masks) == 1 else (masks[tags[fullest]], masks[:, fullest][tags])
+        swap = best_swap(experts, each, (loads, speeds), fullest, allowed)
         if swap is None:
             break
         mine, device, theirs = swap
-        pair = experts[fullest, mine], experts[device, theirs]
-        experts[fullest, mine], experts[device, theirs] = pair[1], pair[0]
+        for held in (experts, tags):
+            held[fullest, mine], held[device, theirs] = held[device, theirs], held[fullest, mine]
         for changed in (fullest, device):
             loads[:, changed] = each[:, experts[changed]].sum(axis=1) / speeds[changed]
     return experts
 
 
 def best_swap(
-    experts: Ints, each: Array, loads: Array, speeds: Array, fullest: int
-) -> tuple[int, int, int] | None:
-    """The swap that lowers the worse of both devices most, and never doubles a copy."""
+    experts: Ints, each: Array, state: tuple[Array, Array], fullest: int,
+    allowed: tuple[Mask, Mask] | None = None,
+) -> tuple[int, int, int] | None:  # fmt: skip
+    """The swap that lowers the worse of both devices most, and never doubles a copy.
+
+    Args:
+        experts: [devices, slots].
+        each: load of one copy over the mean device, [traces, experts].
+        state: load over the mean of each device and trace, and relative speeds.
+        fullest: the device that gives.
+        allowed: where its slots may go, [slots, devices], and which slots may come to it,
+            [devices, slots].
+
+    Returns:
+        Slot of the fullest, the other device and its slot; none when no swap helps.
+    """
+    loads, speeds = state
     own = each[:, experts[fullest]]
     other = each[:, experts]
     delta = other[:, None, :, :] - own[:, :, None, None]
@@ -204,6 +252,9 @@ def best_swap(
     there = (experts[:, :, None] == experts[fullest][None, None, :]).any(axis=2)
     after[np.broadcast_to(there[None], after.shape)] = np.inf
     after[:, fullest] = np.inf
+    if allowed is not None:
+        after[np.broadcast_to(~allowed[0][:, :, None], after.shape)] = np.inf
+        after[np.broadcast_to(~allowed[1][None], after.shape)] = np.inf
     best = int(after.argmin())
     slot, device, place = np.unravel_index(best, after.shape)
     before = loads[:, fullest].max()

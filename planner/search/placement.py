@@ -1,140 +1,25 @@
-"""Experts onto devices and nodes, layer by layer: question, answer, and how it is solved."""
+"""Experts onto devices and nodes, layer by layer, and what joins the layers."""
 
 from __future__ import annotations
 
 import time
-from typing import Annotated, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
 
-from hwprofiles.document import Document
 from hwprofiles.errors import MoesaicError
-from planner.search.churn import aligned, limit_moves, moved
-from planner.search.eplb import eplb
-from planner.search.packing import Packing, busiest, lower_bound, pack
-from planner.search.solver import Programme
+from planner.search.churn import Budget, Limited, aligned, limit_moves, moved
+from planner.search.copies import choose_copies
+from planner.search.layer_placement import Clock, Solved, cost_of, solve_layer
+from planner.search.packing import Packing, busiest
+from planner.search.pins import Pins, resolve
+from planner.search.placement_answer import Greedy, LayerPlacement, Moves, Placement
+from planner.search.placement_question import Map, Matrix, PlacementQuestion
+
+__all__ = ["Map", "Matrix", "Placement", "PlacementQuestion", "place"]
 
 Array = NDArray[np.float64]
 Ints = NDArray[np.int64]
-Load = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Matrix = tuple[tuple[Load, ...], ...]
-Map = tuple[tuple[Annotated[int, Field(ge=0)], ...], ...]
-
-
-class PlacementQuestion(Document):
-    """Expert loads and the devices that are to hold them."""
-
-    loads: Annotated[tuple[Matrix, ...], Field(min_length=1)]
-    """One or more traces, each layers x experts; rows of zeros are dense layers. Several are
-    balanced at once, by `robust`."""
-    robust: Literal["worst", "mean"] = "worst"
-    """Of several traces: the worst busiest device counts, or the mean load is balanced."""
-    devices: Annotated[int, Field(ge=1, le=65_536)]
-    nodes: Annotated[int, Field(ge=1)] = 1
-    redundant: Annotated[int, Field(ge=0)] = 0
-    """Copies of a layer beyond one an expert."""
-    experts_per_device_max: Annotated[int, Field(ge=1)] | None = None
-    groups: Annotated[int, Field(ge=1)] = 1
-    """Groups of consecutive experts that must stay on one node (group-limited routing, MoGE)."""
-    speeds: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] | None = None
-    """Relative speed of each device; none: equal."""
-    current: Map | None = None
-    """Layers x slots: the expert in each slot today."""
-    max_moves: Annotated[int, Field(ge=0)] | None = None
-    """Slots that may change against `current`, all layers together."""
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        shapes = {(len(load), *{len(row) for row in load}) for load in self.loads}
-        if len(shapes) != 1 or len(next(iter(shapes))) != 2:  # noqa: PLR2004 - layers, one width
-            raise ValueError(f"every load must name the same layers and experts, not {shapes}")
-        slots, devices = self.experts + self.redundant, self.devices
-        if slots % devices:
-            raise ValueError(
-                f"{self.experts} experts and {self.redundant} copies are {slots} slots, which "
-                f"{devices} devices do not share equally; {-slots % devices} more copies would do"
-            )
-        if devices % self.nodes:
-            raise ValueError(f"{self.nodes} nodes do not share {devices} devices equally")
-        self._check_room(slots // devices)
-        self._check_groups()
-        if self.max_moves is not None and self.current is None:
-            raise ValueError("max_moves needs current")
-        if self.speeds is not None and len(self.speeds) != devices:
-            raise ValueError(f"{len(self.speeds)} speeds for {devices} devices")
-        return self
-
-    def _check_room(self, width: int) -> None:
-        if self.experts_per_device_max is not None and width > self.experts_per_device_max:
-            raise ValueError(
-                f"{width} slots a device are more than experts_per_device_max "
-                f"{self.experts_per_device_max}; {self.devices} devices are too few"
-            )
-        if self.redundant > self.experts * (self.devices - 1):
-            raise ValueError(f"{self.redundant} copies would put an expert twice on a device")
-
-    def _check_groups(self) -> None:
-        if self.groups > 1 and (self.experts % self.groups or self.groups % self.nodes):
-            raise ValueError(
-                f"{self.groups} groups must divide {self.experts} experts and be shared by "
-                f"{self.nodes} nodes equally"
-            )
-
-    @property
-    def experts(self) -> int:
-        """Logical experts of a layer."""
-        return len(self.loads[0][0])
-
-    def shares(self) -> Array:
-        """[traces, layers, experts]; rows of MoE layers sum to one.
-
-        Raises:
-            MoesaicError: `invalid` when no layer has any load, or a layer only in some traces.
-        """
-        counts = np.array(self.loads, dtype=float)
-        sums = counts.sum(axis=2, keepdims=True)
-        if not sums.any() or ((sums > 0).any(axis=0) != (sums > 0).all(axis=0)).any():
-            raise MoesaicError(
-                "invalid", "a layer must have load in every trace or in none, and one in some",
-                "/loads",
-            )  # fmt: skip
-        shares: Array = np.divide(counts, sums, out=np.zeros_like(counts), where=sums > 0)
-        return shares
-
-
-class LayerPlacement(Document):
-    """How one layer is balanced: on the worst trace, or on the mean load where that was asked."""
-
-    layer: int
-    max_over_mean_before: float  # unit: ratio
-    max_over_mean: float  # unit: ratio
-    bound: float  # unit: ratio
-    gap_ratio: float
-
-
-class Greedy(Document):
-    """The published balancing on the same question, for comparison."""
-
-    max_over_mean: tuple[float, ...]
-
-
-class Placement(Document):
-    """The layout and how good it can be at best."""
-
-    physical_to_logical_map: tuple[tuple[int, ...], ...]
-    """Layers x slots; device d has slots d·width … (d + 1)·width - 1. Dense layers are in order."""
-    layers: tuple[LayerPlacement, ...]
-    cross_node_share: float
-    """Token-expert pairs that leave their node when a copy in the node is preferred."""
-    moves: int
-    """Slots whose expert is not yet on that device, against `current` or experts in order."""
-    solve_s: float
-    greedy: Greedy
-    scored: tuple[LayerPlacement, ...] = ()
-    """The same layout on another load, beside `scored_greedy`."""
-    scored_greedy: Greedy | None = None
 
 
 def place(question: PlacementQuestion, score: Matrix | None = None) -> Placement:
@@ -145,48 +30,73 @@ def place(question: PlacementQuestion, score: Matrix | None = None) -> Placement
         score: another load, layers x experts, on which the layout is judged.
 
     Raises:
-        MoesaicError: `invalid` for loads or maps that do not match.
+        MoesaicError: `invalid` for loads or maps that do not match, `infeasible` for wishes that
+            contradict each other.
     """
-    started = time.perf_counter()
+    clock = Clock(question.time_limit_s, time.perf_counter())
     shares = question.shares()
     if question.robust == "mean":
         shares = shares.mean(axis=0, keepdims=True)
     layers = np.flatnonzero(shares[0].sum(axis=1) > 0)
-    speeds = _speeds(question)
-    slots = question.experts + question.redundant
-    today = _today(question, layers, slots)
-    baseline = [_baseline(question, shares[:, i].mean(axis=0), slots) for i in layers]
-    packings = [
-        _pack_layer(question, shares[:, i], speeds, start)
-        for i, start in zip(layers, baseline, strict=True)
+    speeds = question.relative_speeds()
+    copies = _copies(question, shares, layers)
+    today = _today(question, layers)
+    solved = [
+        solve_layer(question, int(i), shares[:, i], question.experts + count, clock)
+        for i, count in zip(layers, copies, strict=True)
     ]
-    if question.current is not None and question.max_moves is None and question.groups == 1:
+    packings = [one.packing for one in solved]
+    limited = None
+    if question.max_moves is not None or question.max_move_bytes is not None:
+        limited = _limited(question, layers, today, packings, shares)
+        packings = limited.packings
+    elif question.current is not None and _free(question):
         packings = [
             Packing(aligned(old, p.experts, speeds), p.max_over_mean, p.bound)
             for old, p in zip(today, packings, strict=True)
         ]
-    if question.current is not None and question.max_moves is not None:
-        packings = limit_moves(today, packings, shares[:, layers], speeds, question.max_moves)
-    solve_s = time.perf_counter() - started
+    solve_s = time.perf_counter() - clock.started_s
+    baselines = [one.baseline for one in solved]
     return Placement(
         physical_to_logical_map=_whole_map(question, layers, packings, len(shares[0])),
         layers=_judged(layers, today, packings, shares, speeds),
-        cross_node_share=_cross_node(question, packings, shares[:, layers].mean(axis=0)),
+        cross_node_share=_cross_node(question, layers, packings, shares[:, layers].mean(axis=0)),
         moves=sum(moved(old, new.experts) for old, new in zip(today, packings, strict=True)),
         solve_s=solve_s,
-        greedy=_greedy(baseline, shares[:, layers], speeds),
-        **_scored(question, score, layers, today, packings, baseline),
+        greedy=_greedy(baselines, shares[:, layers], speeds),
+        move_budget=None if limited is None else _moves(question, layers, today, limited),
+        redundant=() if question.copies == "given" else tuple(copies),
+        time_limit_reached=clock.late,
+        **_said(question, solved),
+        **_scored(question, score, layers, today, packings, baselines),
     )
 
 
-def _speeds(question: PlacementQuestion) -> Array:
-    speeds = np.array(question.speeds or [1.0] * question.devices)
-    relative: Array = speeds / speeds.mean()
-    return relative
+def _copies(question: PlacementQuestion, shares: Array, layers: Ints) -> list[int]:
+    """Copies of each MoE layer; what memory holds is checked."""
+    if question.copies != "given":
+        return choose_copies(question, shares, layers)
+    width = (question.experts + question.redundant) // question.devices
+    needed = float(question.layer_bytes()[layers].sum()) * width
+    room = question.device_bytes
+    if room is not None and needed > room * (1 + 1e-9):
+        raise MoesaicError(
+            "infeasible",
+            f"{width} slots a device in {len(layers)} layers take {needed / 2**30:.3g} GiB, "
+            f"device_bytes allows {room / 2**30:.3g} GiB; fewer copies, more devices or copies "
+            "by_layer would do", "/device_bytes",
+        )  # fmt: skip
+    return [question.redundant] * len(layers)
 
 
-def _today(question: PlacementQuestion, layers: Ints, slots: int) -> list[Ints]:
+def _free(question: PlacementQuestion) -> bool:
+    """Whether devices may change their names: nothing says which is which."""
+    return question.groups == 1 and not question.pins and question.objective == "balance"
+
+
+def _today(question: PlacementQuestion, layers: Ints) -> list[Ints]:
     """Layouts before: the current map, or experts in order with copies left out."""
+    slots = question.experts + question.redundant
     if question.current is None:
         order = np.array_split(np.arange(question.experts), question.devices)
         width = max(len(part) for part in order)
@@ -210,68 +120,51 @@ def _today(question: PlacementQuestion, layers: Ints, slots: int) -> list[Ints]:
     return found
 
 
-def _baseline(question: PlacementQuestion, row: Array, slots: int) -> Ints:
-    return eplb(row, slots, question.devices, question.nodes, question.groups)
+def _limited(
+    question: PlacementQuestion, layers: Ints, today: list[Ints], packings: list[Packing],
+    shares: Array,
+) -> Limited:  # fmt: skip
+    """Layouts within the moves or bytes that all layers share."""
+    if question.groups > 1:
+        raise MoesaicError(
+            "invalid", "a limit on moves together with groups is not modelled; leave one out",
+            "/groups",
+        )  # fmt: skip
+    width = (question.experts + question.redundant) // question.devices
+    pins: list[Pins] = []
+    for i, old in zip(layers, today, strict=True):
+        mine = resolve(question.pins, int(i), question.node_of(), width, question.redundant)
+        if mine.tags(old) is None:
+            raise MoesaicError(
+                "infeasible", f"layer {i} of current breaks a pin; with a limit on moves the map "
+                "must keep the pins already", f"/current/{i}",
+            )  # fmt: skip
+        pins.append(mine)
+    budget = Budget(question.max_moves, question.max_move_bytes, question.layer_bytes()[layers])
+    return limit_moves(today, packings, shares[:, layers], question.relative_speeds(), budget, pins)
 
 
-def _pack_layer(question: PlacementQuestion, rows: Array, speeds: Array, start: Ints) -> Packing:
-    slots = question.experts + question.redundant
-    if question.groups == 1 or question.nodes == 1:
-        return pack(rows, slots, speeds, start)
-    return _pack_nodes(question, rows, speeds)
+def _moves(question: PlacementQuestion, layers: Ints, today: list[Ints], limited: Limited) -> Moves:
+    sizes = question.layer_bytes()[layers]
+    carried = [moved(old, new.experts) * size
+               for old, new, size in zip(today, limited.packings, sizes, strict=True)]  # fmt: skip
+    return Moves(
+        max_over_mean_sum=limited.value, bound=limited.bound,
+        gap_ratio=limited.value / limited.bound - 1,
+        moved_bytes=float(sum(carried)) if question.expert_bytes else 0.0,
+    )  # fmt: skip
 
 
-def _pack_nodes(question: PlacementQuestion, rows: Array, speeds: Array) -> Packing:
-    """Groups to nodes by a programme, then copies inside each node."""
-    nodes, groups = question.nodes, question.groups
-    node_of, fullest = assign_groups(rows.reshape(len(rows), groups, -1).sum(axis=2), nodes)
-    slots = (question.experts + question.redundant) // nodes
-    width = question.devices // nodes
-    parts = []
-    for node in range(nodes):
-        names = np.arange(question.experts).reshape(groups, -1)[node_of == node].ravel()
-        local = speeds[node * width : (node + 1) * width]
-        part = pack(rows[:, names], slots, local)
-        parts.append(names[part.experts])
-    experts = np.concatenate(parts)
-    bound = max(lower_bound(rows, slots * nodes, speeds), fullest * nodes / float(speeds.max()))
-    return Packing(experts, busiest(experts, rows, speeds), bound)
-
-
-def assign_groups(loads: Array, nodes: int) -> tuple[Ints, float]:
-    """Node of each group: equal counts, the fullest node as empty as can be, worst trace.
-
-    Args:
-        loads: [traces, groups].
-        nodes: how many nodes share the groups equally.
-
-    Returns:
-        Node of each group, and the bound on the fullest node's load.
-    """
-    groups = loads.shape[1]
-    solution = state_groups(loads, nodes).solve(time_limit_s=10)
-    chosen = np.array(
-        [[solution.values[f"on_{g}_{n}"] for n in range(nodes)] for g in range(groups)]
-    )
-    return chosen.argmax(axis=1), solution.bound
-
-
-def state_groups(loads: Array, nodes: int) -> Programme:
-    """Write the programme of `assign_groups`."""
-    traces, groups = loads.shape
-    programme = Programme("groups", maximise=False)
-    fullest = programme.number("fullest")
-    on = [[programme.binary(f"on_{g}_{n}") for n in range(nodes)] for g in range(groups)]
-    for g in range(groups):
-        programme.require(f"once_{g}", programme.total([(x, 1) for x in on[g]]) == 1)
-    for n in range(nodes):
-        held = [(on[g][n], 1) for g in range(groups)]
-        programme.require(f"equal_{n}", programme.total(held) == groups // nodes)
-        for t in range(traces):
-            load = [(on[g][n], float(loads[t, g])) for g in range(groups)]
-            programme.require(f"load_{n}_{t}", programme.total([*load, (fullest, -1)]) <= 0)
-    programme.objective(programme.total([(fullest, 1)]))
-    return programme
+def _said(question: PlacementQuestion, solved: list[Solved]) -> dict[str, object]:
+    """Traffic and groups, where they were asked."""
+    found: dict[str, object] = {}
+    traffic = tuple(one.crossing for one in solved if one.crossing is not None)
+    if traffic:
+        measure = "pairs" if question.tokens is None else "visits"
+        found |= {"traffic": traffic, "traffic_measure": measure}
+    if question.form_groups:
+        found["groups"] = tuple(tuple(one.member.tolist()) for one in solved)
+    return found
 
 
 def _whole_map(
@@ -306,15 +199,17 @@ def _before(layout: Ints, rows: Array, speeds: Array) -> float:
     return busiest(experts, padded, speeds)
 
 
-def _cross_node(question: PlacementQuestion, packings: list[Packing], rows: Array) -> float:
-    """Tokens start on any node equally often and use a copy in their node where there is one."""
-    per_node = question.devices // question.nodes
+def _cross_node(
+    question: PlacementQuestion, layers: Ints, packings: list[Packing], rows: Array
+) -> float:
+    """Pairs that leave their node; tokens are anywhere equally unless `sources` says where."""
+    plain = question.model_copy(update={"tokens": None})
+    units = np.arange(question.experts)
     leaving = []
-    for packing, row in zip(packings, rows, strict=True):
-        by_node = packing.experts.reshape(question.nodes, per_node * packing.experts.shape[1])
-        present = np.zeros((question.nodes, question.experts), dtype=bool)
-        present[np.arange(question.nodes)[:, None], by_node] = True
-        leaving.append(1 - float((row * present.sum(axis=0)).sum()) / question.nodes)
+    for i, packing, row in zip(layers, packings, rows, strict=True):
+        nodes = np.repeat(question.node_of(), packing.experts.shape[1])
+        cost = cost_of(plain, int(i), row, units)
+        leaving.append(cost.value(packing.experts.ravel(), nodes))
     return float(np.mean(leaving))
 
 
@@ -327,13 +222,18 @@ def _scored(
     question: PlacementQuestion, score: Matrix | None, layers: Ints, today: list[Ints],
     packings: list[Packing], baseline: list[Ints],
 ) -> dict[str, object]:  # fmt: skip
+    """The layout on another load."""
     if score is None:
         return {}
-    other = PlacementQuestion.parse(
-        question.model_dump() | {"loads": (score,), "current": None, "max_moves": None},
-        what="score load",
-    ).shares()
-    speeds = _speeds(question)
+    plain = {"loads": (score,), "devices": question.devices, "redundant": question.redundant,
+             "copies": question.copies}  # fmt: skip
+    other = PlacementQuestion.parse(plain, what="score load").shares()
+    if other.shape[1:] != (question.layers, question.experts):
+        raise MoesaicError(
+            "invalid", f"the score load is of {other.shape[1]} layers x {other.shape[2]} experts, "
+            f"the loads of {question.layers} x {question.experts}", "/score",
+        )  # fmt: skip
+    speeds = question.relative_speeds()
     again = [
         Packing(p.experts, busiest(p.experts, other[:, i], speeds), p.bound)
         for i, p in zip(layers, packings, strict=True)

@@ -95,18 +95,30 @@ class Programme:
         self._problem.writeLP(str(path))
 
     def solve(
-        self, *, time_limit_s: float = 60.0, gap_ratio: float = 1e-6, threads: int = 1
+        self,
+        *,
+        time_limit_s: float = 60.0,
+        gap_ratio: float = 1e-6,
+        threads: int = 1,
+        most_nodes: int | None = None,
     ) -> Solution:
         """Solve with HiGHS in this process, fixed seed and threads.
+
+        Args:
+            time_limit_s: how long it may take; what is found then depends on the machine.
+            gap_ratio: distance to the bound that is near enough.
+            threads: how many work.
+            most_nodes: of the branching tree; the same question ends at the same answer.
 
         Raises:
             MoesaicError: `internal` when the time limit comes before any solution, or the solver
                 fails.
         """
         small = len(self._problem.variables()) <= SMALL
+        limit = {} if most_nodes is None else {"mip_max_nodes": most_nodes}
         solver = pulp.HiGHS(
             msg=False, timeLimit=time_limit_s, gapRel=gap_ratio, threads=threads, random_seed=0,
-            presolve="off" if small else "choose",
+            presolve="off" if small else "choose", **limit,
         )  # fmt: skip
         self._problem.solve(solver)
         values = {v.name: float(v.varValue or 0.0) for v in self._problem.variables()}

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from hwprofiles.errors import MoesaicError
 from planner.formats.expert_load import read_expert_load
 from planner.search.eplb import eplb, replicate
+from planner.search.grouping import assign_groups, state_groups
 from planner.search.packing import busiest, doubled, lower_bound, pack
-from planner.search.placement import PlacementQuestion, assign_groups, place, state_groups
+from planner.search.placement import PlacementQuestion, place
 from tests.planner.search.test_assignment import GOLDEN
 
 WEIGHTS = st.lists(st.floats(0.01, 1), min_size=4, max_size=6)
@@ -187,7 +188,7 @@ def test_same_question_same_layout():
         ({"groups": 3}, "3 groups"),
         ({"experts_per_device_max": 1}, "too few"),
         ({"redundant": 28}, "twice on a device"),
-        ({"max_moves": 3}, "needs current"),
+        ({"max_moves": 3}, "need current"),
         ({"current": [[0] * 8]}, "lacks experts"),
         ({"current": [[0] * 9]}, "1 x [9]"),
         ({"speeds": [1.0]}, "1 speeds for 4"),
