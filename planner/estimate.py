@@ -19,6 +19,7 @@ from planner.model_library import resolve_model
 from planner.moe_model import MoeModel
 from planner.point import ErrorText, Estimated, MemorySummary, Point, PoolPoint
 from planner.point_offload import offload_notes, offload_summary
+from planner.point_rates import energy_of, pool_rates, requests_per_s, side_by_side
 from planner.pricing import Priced, Question, price
 from planner.quantities import Estimate, Source, StageShare
 from planner.timing.serving import KEY, SIDES, beside, pool_ttft, serving_table
@@ -306,11 +307,6 @@ def _layout_row(layout: Layout) -> Row:
     return {name: float(getattr(layout, name)) for name in KEY}
 
 
-def _side_by_side(row: Row, name: str, source: Source) -> Estimate:
-    low, typical, high = (row[f"{name}_{side}"] for side in SIDES)
-    return Estimate(typical=typical, low=low, high=high, source=source)
-
-
 def _estimated(
     point: Point, parts: list[tuple[int, Row]], priced: Priced, question: Question,
     told: tuple[Source, float, Shares],
@@ -320,7 +316,7 @@ def _estimated(
     rows = {row["role"]: row for _, row in parts}
     decode, prefill = (rows.get("agg") or rows[role] for role in ("decode", "prefill"))
     devices = sum(workers * row["devices"] for workers, row in parts)
-    rate = _rates(point, parts)
+    rate = requests_per_s(point, parts)
 
     def per_device(tokens: float) -> Estimate:
         return Estimate(**{s: rate[s] * tokens / devices for s in SIDES}, source=source)
@@ -328,18 +324,19 @@ def _estimated(
     output = per_device(point.osl)
     memory, parts_of = _memory(priced, decode, question), shares[decode["decode_point"]]
     away = offload_summary(priced, decode["decode_point"], parts_of, question)
-    ttft = _side_by_side(prefill, "ttft_s", source)
+    ttft = side_by_side(prefill, "ttft_s", source)
     if waiting > 0:
         turns = {"low": rate["high"], "typical": rate["typical"], "high": rate["low"]}
         ttft = Estimate(**{s: getattr(ttft, s) + waiting / turns[s] for s in SIDES}, source=source)
     return Estimated(
         id=point.id,
         ttft_s=ttft,
-        tpot_s=_side_by_side(decode, "tpot_s", source),
-        itl_s=_side_by_side(decode, "tpot_s", source),
+        tpot_s=side_by_side(decode, "tpot_s", source),
+        itl_s=side_by_side(decode, "tpot_s", source),
         output_tokens_per_s_per_device=output,
         total_tokens_per_s_per_device=per_device(point.osl + point.isl),
-        energy_j_per_token=_energy(question, output),
+        **pool_rates(point, rows, source),
+        energy_j_per_token=energy_of(question, output),
         memory=memory,
         fits=memory.total_bytes <= memory.capacity_bytes,
         offload=away,
@@ -347,26 +344,6 @@ def _estimated(
         assumptions=(*_assumptions(point, question, memory, waiting),
                      *offload_notes(away, question)),
     )  # fmt: skip
-
-
-def _rates(point: Point, parts: list[tuple[int, Row]]) -> dict[str, float]:
-    """Requests per second: the slower pool, and no more than the callers' closed loop gives."""
-    rate = {side: min(w * row[f"request_rate_{side}"] for w, row in parts) for side in SIDES}
-    if point.mode == "disagg" and point.concurrency is not None:
-        (_, prefill), (_, decode) = parts
-        for side, slow in (("low", "high"), ("typical", "typical"), ("high", "low")):
-            turn = prefill[f"ttft_s_{slow}"] + (point.osl - 1) * decode[f"tpot_s_{slow}"]
-            rate[side] = min(rate[side], point.concurrency / turn)
-    return rate
-
-
-def _energy(question: Question, output: Estimate) -> Estimate | None:
-    """Watts of the device over its tokens per second; none where no source states its power."""
-    power = question.cluster.device.power_w
-    if power is None:
-        return None
-    values = {"typical": output.typical, "low": output.high, "high": output.low}
-    return Estimate(**{s: power.value / v for s, v in values.items()}, source=output.source)
 
 
 def _memory(priced: Priced, row: Row, question: Question) -> MemorySummary:

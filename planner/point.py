@@ -124,6 +124,10 @@ class Estimated(Document):
     itl_s: Estimate | None = None
     output_tokens_per_s_per_device: Estimate | None = None
     total_tokens_per_s_per_device: Estimate | None = None
+    prefill_tokens_per_s_per_device: Estimate | None = None
+    """Prompt tokens computed by a prefill pool that is never idle."""
+    decode_tokens_per_s_per_device: Estimate | None = None
+    """Output tokens of a decode pool that is always full."""
     step_s: Estimate | None = None
     """Training: one optimizer step."""
     model_flop_per_s_per_device: Estimate | None = None

@@ -17,6 +17,7 @@ from planner.scenario import Scenario
 from planner.timing.engine_layer import Layer, find_layer, fitted_passes
 from planner.timing.offloaded import time_offloaded
 from planner.timing.step import step_seconds, time_sheet
+from planner.work.engine_rows import with_drafts, with_separate_kernels
 from planner.work.exchange import expert_nodes
 from planner.work.memory import add_memory
 from planner.work.resident import keep_experts
@@ -94,6 +95,10 @@ def price(points: pl.DataFrame, question: Question, *, fitted: bool = True) -> P
     """
     loaded = add_load(points, question)
     sheet = build_sheet(loaded, question.model, question.formats)
+    if question.engine.separate_moe_kernels:
+        sheet = with_separate_kernels(sheet)
+    if question.engine.draft_passes:
+        sheet = with_drafts(sheet, loaded, question.model.layer_count)
     sized = add_memory(loaded, question.model, question.formats, question.engine.buffer_bytes)
     if question.offload is None:
         timed = time_sheet(sheet, question.cluster, question.engine)

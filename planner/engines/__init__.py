@@ -86,6 +86,10 @@ class Engine(Document):
     """Driver context, captured graphs and communication buffers on each device."""
     host_formats: dict[str, str] = Field(default_factory=dict)
     """Formats that experts on the host's processors are computed in, where they differ."""
+    separate_moe_kernels: bool = False
+    """Sorting, both products and the sum of an expert block are kernels of their own."""
+    draft_passes: bool = False
+    """Multi-token prediction's own layer and head count beside the pass that checks drafts."""
     shared_expert_overlap: bool = False
     two_batch_overlap: bool = False
     measured_versions: tuple[str, ...] = ()

@@ -81,6 +81,8 @@ class EngineFit(Document):
     source: str
     rule: str
     """Which rows were fitted on."""
+    generations: tuple[str, ...] = ()
+    """Families of machines that the terms carry over to, beside those that terms name."""
     tpot: Fitted
     ttft: Fitted
     left_out_ratio: dict[str, float] = Field(default_factory=dict)
@@ -88,11 +90,13 @@ class EngineFit(Document):
 
 
 @cache
-def load_fit() -> EngineFit | None:
-    """The shipped fit, or none where the file is missing (physics alone)."""
-    if not FILE.exists():
+def load_fit(engine_name: str = "serving") -> EngineFit | None:
+    """The shipped fit of an engine: its own file, else the common one; none: physics alone."""
+    own = FILE.with_name(f"{engine_name}.yaml")
+    path = own if own.exists() else FILE
+    if not path.exists():
         return None
-    return parse_as(EngineFit, read_document(FILE), what="fitted engine layer")
+    return parse_as(EngineFit, read_document(path), what="fitted engine layer")
 
 
 def generation(device: Device) -> str:
@@ -265,10 +269,10 @@ def find_layer(engine: Engine, device: Device, dtype_name: str) -> Layer | None:
     None where the engine or machines of this kind were not fitted on: physics alone then answers.
     A version that was not fitted on takes the nearest that was.
     """
-    fit = load_fit()
+    fit = load_fit(engine.name)
     if fit is None:
         return None
-    fitted = {term.where for term in fit.tpot.terms}
+    fitted = {term.where for term in fit.tpot.terms} | set(fit.generations)
     if engine.name not in fitted or generation(device) not in fitted:
         return None
     labels = find_labels(engine, device, dtype_name) | {_version_label(engine, fitted)}

@@ -29,7 +29,8 @@ STEP: dict[str, type[pl.DataType]] = {
 """Seconds of one forward pass through all layers, host work included."""
 PART_OF = {
     "experts": "experts", "attention": "attention", "dispatch": "exchange", "combine": "exchange",
-    "all_reduce": "exchange", "dense": "dense", "shared": "dense", "projection": "dense",
+    "all_reduce": "exchange", "permute": "experts", "dense": "dense", "shared": "dense",
+    "projection": "dense",
 }  # fmt: skip
 """Stage: part of a pass; stages not named here are `other`."""
 HOST = "host"

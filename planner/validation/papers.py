@@ -25,7 +25,8 @@ class PaperFigure(Document):
     id: str
     family: str
     """The system it is about: what figures are grouped by."""
-    target: Literal["tpot_s", "ttft_s"]
+    target: Literal["tpot_s", "ttft_s", "prefill_tokens_per_s_per_device",
+                    "decode_tokens_per_s_per_device"]  # fmt: skip
     value: Annotated[float, Field(gt=0)]  # unit: the field `unit`
     unit: Literal["s", "ms", "tokens/s", "tokens/s/device"]
     source: str
@@ -35,23 +36,16 @@ class PaperFigure(Document):
     """Whether a shipped number was fitted on it."""
     point: dict[str, Any]
 
-    def seconds(self, point: Point) -> float:
-        """The published value as seconds of the target.
+    def measured(self, point: Point) -> float:
+        """The published value in the target's own unit.
 
-        Tokens a second of one user are 1/TPOT, of one prompt isl/TTFT; a device's rate counts all
-        sequences that run at once.
+        Tokens a second of one user are 1/TPOT, of one prompt isl/TTFT.
         """
         if self.unit in SECONDS:
             return self.value * SECONDS[self.unit]
-        decode = self.target == "tpot_s"
-        tokens = 1.0 if decode else float(point.isl)
-        if self.unit == "tokens/s":
-            return tokens / self.value
-        if point.mode == "agg":
-            return tokens * (point.concurrency or 1) / (self.value * point.tp * point.dp * point.pp)
-        pool = point.decode if decode else point.prefill
-        assert pool is not None  # noqa: S101 - the document says so
-        return tokens * pool.batch / (self.value * pool.tp)
+        if self.unit == "tokens/s/device":
+            return self.value
+        return (1.0 if self.target == "tpot_s" else float(point.isl)) / self.value
 
 
 class PaperFigures(Document):
@@ -77,7 +71,7 @@ def _figure(figure: PaperFigure, source: str) -> Figure:
     }  # fmt: skip
     asked = point.model_dump(mode="json", exclude_none=True)
     notes = ("fitted on",) if figure.fitted else ()
-    return Figure(figure.id, asked, figure.target, figure.seconds(point), source, "paper", notes,
+    return Figure(figure.id, asked, figure.target, figure.measured(point), source, "paper", notes,
                   tags=tags)  # fmt: skip
 
 
@@ -114,8 +108,13 @@ def papers_page(found: dict[str, Any]) -> list[str]:
             )
             continue
         lines.append(
-            f"| {name} | {row['paper']} | {row['target']} | {1e3 * row['measured']:.4g} ms | "
-            f"{1e3 * row['typical']:.4g} ms | {row['error_ratio']:+.1%} | "
+            f"| {name} | {row['paper']} | {row['target']} | {_shown(row, 'measured')} | "
+            f"{_shown(row, 'typical')} | {row['error_ratio']:+.1%} | "
             f"{'yes' if row['inside'] else 'no'} |"
         )
     return [*lines, ""]
+
+
+def _shown(row: dict[str, Any], name: str) -> str:
+    seconds = row["target"].endswith("_s") and "per_s" not in row["target"]
+    return f"{1e3 * row[name]:.4g} ms" if seconds else f"{row[name]:.4g}"
