@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hwprofiles.errors import MoesaicError
 from planner.formats.perfetto import check_tracks
 from planner.simulation.layer_pipeline import (
+    Cores,
     LayerSeconds,
     serial_s,
     simulate_pass,
@@ -26,8 +27,9 @@ def test_slowest_rank_below_simulated_below_serial_sum(
 ) -> None:
     costs = [[data.draw(layer) for _ in range(micros)] for _ in range(ranks)]
     links = [0] * ranks if shared_link else None
-    result = simulate_pass(costs, layers, links)
-    assert result.seconds_s >= slowest_rank_s(costs, layers) - 1e-9
+    cores = Cores(data.draw(st.booleans()), data.draw(st.sampled_from([0.0, 0.15, 0.9])))
+    result = simulate_pass(costs, layers, links, cores)
+    assert result.seconds_s >= slowest_rank_s(costs, layers, apart=cores.apart) - 1e-9
     assert result.seconds_s <= serial_s(costs, layers) + 1e-9
     check_tracks(result.slices)
 
@@ -58,6 +60,25 @@ def test_a_shared_link_costs_time() -> None:
     free = simulate_pass(costs, 20).seconds_s
     contended = simulate_pass(costs, 20, [0, 0]).seconds_s
     assert free < contended <= serial_s(costs, 20)
+
+
+def test_cores_of_their_own_let_attention_and_experts_run_at_once() -> None:
+    costs = [[LayerSeconds(3, 1, 3, 1)] * 2]
+    assert simulate_pass(costs, 50).seconds_s == pytest.approx(50 * 12, rel=0.02)
+    apart = simulate_pass(costs, 50, cores=Cores(apart=True)).seconds_s
+    assert apart == pytest.approx(50 * 8, rel=0.02)  # a micro-batch's own round trip
+
+
+def test_an_exchange_slows_what_computes_beside_it() -> None:
+    costs = [[LayerSeconds(4, 1, 4, 1)] * 2]
+    free = simulate_pass(costs, 50).seconds_s
+    # A tenth of the cores for four seconds of every sixteen.
+    held = simulate_pass(costs, 50, cores=Cores(exchange_ratio=0.1)).seconds_s
+    assert held - free == pytest.approx(50 * 4 * 0.1, rel=0.05)
+    alone = [[LayerSeconds(4, 1, 4, 1)]]
+    assert simulate_pass(alone, 5, cores=Cores(exchange_ratio=0.1)).seconds_s == 50
+    with pytest.raises(MoesaicError, match="holds 0 to"):
+        simulate_pass(alone, 5, cores=Cores(exchange_ratio=1.0))
 
 
 @pytest.mark.parametrize(
