@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
+from hwprofiles.document import Document
+from planner.quantities import Estimate
 from planner.simulation.question import SimulationAnswer
 from reports import views
 from reports.text import text_table
 
 _MS = 1e3
 _PERCENT = 100
-_SECONDS = ("duration_s",)
+_SECONDS = ("duration_s", "downtime_s", "intake_paused_s", "boot_s")
+_UNITS = {
+    "speedup_ratio": ("speedup", 1.0),
+    "_s": (" ms", _MS),
+    "_ratio": (" %", _PERCENT),
+    "_bytes": (" GiB", 1 / views.GIB),
+    "_j": (" J", 1.0),
+    "_count": ("", 1.0),
+}
+"""Ending of a field: what stands behind its name, and the factor to that unit."""
+_SILENT = ("schema_version", "kind", "name", "assumptions")
 
 
 def simulation_text(answer: SimulationAnswer) -> str:
@@ -27,14 +42,72 @@ def simulation_text(answer: SimulationAnswer) -> str:
     ])  # fmt: skip
 
 
+def facts_text(answer: Document) -> str:
+    """Any other answer: its figures, one a line, then its tables and what was assumed."""
+    facts = [row for name in type(answer).model_fields if name not in _SILENT
+             for row in _facts(name, getattr(answer, name))]  # fmt: skip
+    parts = [str(getattr(answer, "name", ""))]
+    if facts:
+        parts += ["", text_table(["figure", "value"], facts)]
+    for name in type(answer).model_fields:
+        rows = getattr(answer, name)
+        if isinstance(rows, tuple) and rows and isinstance(rows[0], Document):
+            parts += ["", _documents(rows)]
+    parts += ["", *(f"Assumed: {text}" for text in getattr(answer, "assumptions", ()))]
+    return "\n".join(parts)
+
+
+def _facts(name: str, value: Any) -> Iterator[list[str]]:  # noqa: ANN401 - a field of any document
+    if isinstance(value, Estimate):
+        label, scale = _label(name)
+        low, typical, high = (
+            views.number(v * scale) for v in (value.low, value.typical, value.high)
+        )
+        yield [label, f"{typical} ({low} to {high}, {value.source})"]
+    elif isinstance(value, Document):
+        for part in type(value).model_fields:
+            for label, text in _facts(part, getattr(value, part)):
+                yield [f"{name.replace('_', ' ')}: {label}", text]
+    elif isinstance(value, str):
+        yield [name.replace("_", " "), value]
+    elif isinstance(value, int | float):
+        label, scale = _label(name)
+        yield [label, views.number(value * scale)]
+
+
+def _documents(rows: tuple[Document, ...]) -> str:
+    """Documents of one kind as a table; a tuple of parts becomes one cell."""
+    names = [n for n in type(rows[0]).model_fields if any(getattr(r, n) for r in rows)]
+    return text_table(
+        [_label(name)[0] for name in names],
+        [[_cell(name, getattr(row, name)) for name in names] for row in rows],
+    )
+
+
+def _cell(name: str, value: Any) -> str:  # noqa: ANN401 - a field of any document
+    if value is None:
+        return "-"
+    if isinstance(value, tuple):
+        return ", ".join(" ".join(text for _, text in _cells(part)) for part in value)
+    return value if isinstance(value, str) else views.number(value * _label(name)[1])
+
+
+def _cells(part: Document) -> Iterator[tuple[str, str]]:
+    for name in type(part).model_fields:
+        value = getattr(part, name)
+        unit = " s" if name == "seconds_s" else ""
+        text = value if isinstance(value, str) else views.number(value) + unit
+        yield name, text
+
+
 def _label(name: str) -> tuple[str, float]:
     """What a figure is called and the factor to its display unit."""
     if name.endswith(("per_s", "per_rank")):
         return name.replace("_per_s", "/s").replace("_per_rank", "/rank").replace("_", " "), 1.0
     if name in _SECONDS:
         return name.removesuffix("_s").replace("_", " ") + " s", 1.0
-    if name.endswith("_s"):
-        return name.removesuffix("_s").replace("_", " ") + " ms", _MS
-    if name.endswith("_ratio"):
-        return name.removesuffix("_ratio").replace("_", " ") + " %", _PERCENT
-    return name.removesuffix("_count").replace("_", " "), 1.0
+    for suffix, (unit, scale) in _UNITS.items():
+        if name.endswith(suffix):
+            stem = name.removesuffix(suffix).replace("_", " ")
+            return ("time" if stem == "seconds" else stem) + unit, scale
+    return name.replace("_", " "), 1.0

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from api.output import Output, output_options
+from hwprofiles.errors import MoesaicError
 
 if TYPE_CHECKING:
+    from planner.simulation.kinds import Kind
     from planner.simulation.question import SimulationQuestion
 
 _PATH = click.Path(dir_okay=False, path_type=Path)
@@ -42,21 +44,51 @@ def command(
     file: Path, form: str, out: Path | None, overrides: tuple[str, ...], quiet: bool,
     requests_path: Path | None, timeline_path: Path | None, trace_path: Path | None,
 ) -> None:  # fmt: skip
-    """Simulate the service that FILE describes (YAML or JSON) and print percentiles.
+    """Simulate what FILE describes (YAML or JSON): by default a service under load.
 
-    FILE names model, cluster, layout, engine settings and a load: a trace (Mooncake, Azure,
-    LLMServingSim), arrivals at a rate (poisson, gamma, ramp) or users in a closed loop.
+    A service names model, cluster, layout, engine settings and a load: a trace (Mooncake, Azure,
+    LLMServingSim), arrivals at a rate (poisson, gamma, ramp) or users in a closed loop; the answer
+    are percentiles. With `kind` FILE asks something else:
+
+    \b
+    pass          one forward pass, whole and in micro-batches that hide the exchange
+    schedule      a training pipeline: gpipe, 1f1b, interleaved, dualpipe
+    offload       decoding with experts in storage: cache, prefetch, tokens a second
+    expert_queue  experts one at a time on a small device, against token order
+    scaling       every way to change a worker's ranks: phases, downtime, memory
 
     \b
     Example:
     moesaic simulate tests/scenarios/simulate/qwen3-poisson.yaml --requests requests.csv
+    moesaic simulate tests/scenarios/simulate/pass-deepseek-prefill.yaml --trace pass.json
     """
-    from planner.simulation.files import read_question, write_table
+    from planner.simulation.files import read_data, serving_question
+    from planner.simulation.kinds import kind_of
+
+    output = Output(form, out, quiet)
+    data = read_data(file, overrides)
+    kind = kind_of(data)
+    if kind is not None:
+        if requests_path or timeline_path:
+            raise MoesaicError(
+                "invalid", f"a {data['kind']} has no requests or queues; use --trace or --out"
+            )
+        _other(output, kind, data, file.parent, trace_path)
+        return
+    _serve(
+        output, serving_question(data, file.parent),
+        {"requests": requests_path, "timeline": timeline_path, "trace": trace_path},
+    )  # fmt: skip
+
+
+def _serve(output: Output, question: SimulationQuestion, paths: dict[str, Path | None]) -> None:
+    """Run a service under load, write the tables that were asked for, show percentiles."""
+    from planner.simulation.files import write_table
     from planner.simulation.simulate import simulate
     from reports.simulation_text import simulation_text
 
-    output = Output(form, out, quiet)
-    question = read_question(file, overrides)
+    requests_path, timeline_path, trace_path = paths.values()
+    quiet = output.quiet
     with _progress(question, quiet=quiet) as tell:
         answer, run, requests = simulate(question, requests_path=requests_path, on_progress=tell)
     if requests_path is not None:
@@ -72,6 +104,24 @@ def command(
         write_perfetto(trace_path, request_slices(requests), counters)
         output.note(f"wrote {trace_path}")
     output.show(answer.model_dump(mode="json"), lambda: simulation_text(answer))
+
+
+def _other(
+    output: Output, kind: Kind, data: dict[str, Any], folder: Path, trace_path: Path | None
+) -> None:
+    """Answer a question of another kind."""
+    from planner.simulation.files import question_of_kind
+    from reports.simulation_text import facts_text
+
+    answer, slices = kind.answer(question_of_kind(kind, data, folder))
+    if trace_path is not None:
+        if slices is None:
+            raise MoesaicError("invalid", f"a simulation of kind {data['kind']} has no timeline")
+        from planner.formats.perfetto import write_perfetto
+
+        write_perfetto(trace_path, slices)
+        output.note(f"wrote {trace_path}")
+    output.show(answer.model_dump(mode="json"), lambda: facts_text(answer))
 
 
 @contextmanager

@@ -10,7 +10,10 @@ from collections import deque
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import polars as pl
+
 from hwprofiles.errors import MoesaicError
+from planner.formats.perfetto import SLICE
 
 
 class Part(NamedTuple):
@@ -46,6 +49,8 @@ class DualPipeResult:
     seconds_s: float
     idle_s: tuple[float, ...]
     """Time in which each device waits between the step's start and end."""
+    slices: pl.DataFrame
+    """Columns `SLICE`, one track a device."""
 
 
 class _Order:
@@ -145,6 +150,7 @@ def simulate_dualpipe(stages: int, micro_batches: int, seconds: DualPipeSeconds)
     orders = [deque(dualpipe_order(d, stages, micro_batches)) for d in range(stages)]
     ends: dict[tuple[str, int, int, int], float] = {}
     free, busy = [0.0] * stages, [0.0] * stages
+    rows: list[tuple[str, str, str, float, float]] = []
     moved = True
     while moved:
         moved = False
@@ -154,6 +160,7 @@ def simulate_dualpipe(stages: int, micro_batches: int, seconds: DualPipeSeconds)
                 took = _took_s(op, seconds)
                 free[device] = max(free[device], start) + took
                 busy[device] += took
+                rows.append(_slice(op, device, free[device], took))
                 for part in op.parts:
                     kind = "F" if part.kind == "F" else "B"
                     ends[kind, part.direction, part.micro, device] = free[device]
@@ -161,7 +168,15 @@ def simulate_dualpipe(stages: int, micro_batches: int, seconds: DualPipeSeconds)
     if any(orders):
         raise MoesaicError("internal", "the schedule waits for itself")
     total = max(free)
-    return DualPipeResult(total, tuple(total - spent for spent in busy))
+    slices = pl.DataFrame(rows, schema=SLICE, orient="row").filter(
+        pl.col("end_s") > pl.col("start_s")
+    )
+    return DualPipeResult(total, tuple(total - spent for spent in busy), slices)
+
+
+def _slice(op: Op, device: int, end_s: float, took_s: float) -> tuple[str, str, str, float, float]:
+    names = [f"{part.kind}{part.micro}.{part.direction}" for part in op.parts]
+    return ("pipeline", f"stage {device:03d}", "+".join(names) or "W", end_s - took_s, end_s)
 
 
 def _took_s(op: Op, seconds: DualPipeSeconds) -> float:

@@ -134,7 +134,7 @@ def answer_pass(question: PassQuestion) -> tuple[PassAnswer, pl.DataFrame]:
     layers = _layers(question)
     whole, micro = {}, {}
     for side in SIDES:
-        whole[side] = _play(question, [_seconds(question, side, 1, None)], layers)
+        whole[side] = _play(question, [price_part(question, side, 1, None)], layers)
         micro[side] = _play(question, _micro_batches(question, side), layers)
     first, divided = whole["typical"], micro["typical"]
     source = weakest_source(first.batches[0].priced.timed)
@@ -191,9 +191,9 @@ def _average(played: Played) -> LayerSeconds:
 def _micro_batches(question: PassQuestion, side: str) -> list[Played]:
     parts, share = question.micro_batches, question.attention_cores_ratio
     if share is None or parts == 1:
-        return [_seconds(question, side, parts, None)] * parts
-    attention = _seconds(question, side, parts, share)
-    experts = _seconds(question, side, parts, 1 - share)
+        return [price_part(question, side, parts, None)] * parts
+    attention = price_part(question, side, parts, share)
+    experts = price_part(question, side, parts, 1 - share)
     layer = LayerSeconds(
         attention.layer.attention_s, experts.layer.dispatch_s, experts.layer.experts_s,
         experts.layer.combine_s, experts.layer.shared_s,
@@ -201,7 +201,7 @@ def _micro_batches(question: PassQuestion, side: str) -> list[Played]:
     return [Played(layer, attention.once_s, experts.busy_ratio, attention.priced)] * parts
 
 
-def _seconds(question: PassQuestion, side: str, parts: int, cores: float | None) -> Played:
+def price_part(question: PassQuestion, side: str, parts: int, cores: float | None) -> Played:
     """Price one of so many equal parts of the batch, on all cores or on a share of them."""
     cluster = question.cluster if cores is None else _with_cores(question.cluster, cores)
     asked = Question(

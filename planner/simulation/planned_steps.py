@@ -162,15 +162,20 @@ class PlannedSteps:
 
     def worker_bytes(self, kv_bytes: float) -> WorkerBytes:
         """What the worker holds, for scaling; `kv_bytes` is the cache of one device."""
-        row = self.priced.passes.row(0, named=True)
-        devices = int(row["devices"])
-        experts = (row["routed_bytes"] + row["redundant_bytes"]) * devices
-        others = sum(row[name] for name in _NOT_EXPERTS)
-        return WorkerBytes(devices, others, experts, kv_bytes)
+        return worker_bytes(self.priced.passes, kv_bytes)
 
     def kv_token_bytes(self) -> float:
         """KV bytes of one token on one device of a rank."""
         return _kv_token_bytes(self.priced.passes.filter(phase="decode"))
+
+
+def worker_bytes(passes: pl.DataFrame, kv_bytes: float) -> WorkerBytes:
+    """What a worker holds by its priced passes; `kv_bytes` is the cache of one device."""
+    row = passes.row(0, named=True)
+    devices = int(row["devices"])
+    experts = (row["routed_bytes"] + row["redundant_bytes"]) * devices
+    others = sum(row[name] for name in _NOT_EXPERTS)
+    return WorkerBytes(devices, others, experts, kv_bytes)
 
 
 def _kv_token_bytes(decode: pl.DataFrame) -> float:

@@ -168,6 +168,7 @@ class SimulationQuestion(Document):
     """A complete question; names are resolved when it is read."""
 
     schema_version: Literal[1] = 1
+    kind: Literal["serving"] = "serving"
     name: Annotated[str, Field(max_length=200)] = "simulation"
     model: Annotated[MoeModel, BeforeValidator(resolve_model)]
     cluster: Annotated[Cluster, BeforeValidator(resolve_cluster)]
@@ -224,6 +225,7 @@ class SimulationAnswer(Document):
     """What the service does under the load."""
 
     schema_version: Literal[1] = 1
+    kind: Literal["serving"] = "serving"
     name: str
     summary: dict[str, Figure]
     seeds: int

@@ -78,3 +78,61 @@ def test_what_rest_refuses(client: TestClient, fields: dict[str, Any], place: st
 def test_memory_that_does_not_fit_is_a_conflict(client: TestClient) -> None:
     body = QUESTION | {"engine": {"memory_share": 0.1}}
     assert client.post("/v1/simulations", json=body).status_code == 409
+
+
+QUEUE = {"kind": "expert_queue", "device": "zcu102", "hidden": 192, "width": 384, "tokens": 129,
+         "experts": 16}  # fmt: skip
+
+
+def test_other_kinds_go_through_the_same_doors(client: TestClient, tmp_path: Path) -> None:
+    answer = client.post("/v1/simulations", json=QUEUE)
+    assert answer.status_code == 200
+    file = tmp_path / "q.json"
+    file.write_text(json.dumps(QUEUE))
+    run = CliRunner().invoke(group, ["simulate", str(file), "-o", "json"])
+    assert json.loads(run.stdout) == answer.json()
+    table = CliRunner().invoke(group, ["simulate", str(file)]).stdout
+    assert "expert queues: loads" in table
+    assert "Assumed: every token chooses evenly" in table
+
+
+def test_scaling_strategies_are_a_table() -> None:
+    file = Path(__file__).parents[1] / "scenarios" / "simulate" / "scaling-qwen3.yaml"
+    table = CliRunner().invoke(group, ["simulate", str(file)]).stdout
+    assert "p2p 0.0449 s" in table or "p2p 0." in table
+    assert table.index("elastic") < table.index("cold_restart")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--requests", "r.csv"], "has no requests"),
+        (["--timeline", "t.csv"], "has no requests"),
+        (["--trace", "p.json"], "has no timeline"),
+        (["--set", "kind=luck"], "no simulation kind"),
+        (["--set", "hidden=0"], "greater than or equal"),
+    ],
+)
+def test_what_a_kind_cannot_give_is_said(tmp_path: Path, options: list[str], said: str) -> None:
+    file = tmp_path / "q.json"
+    file.write_text(json.dumps(QUEUE))
+    run = CliRunner().invoke(group, ["simulate", str(file), *options])
+    assert run.exit_code != 0
+    assert said in str(run.exception)
+
+
+def test_a_pass_writes_its_timeline(tmp_path: Path) -> None:
+    question = {"kind": "schedule", "stages": 2, "micro_batches": 4,
+                "seconds": {"forward_s": 1, "backward_s": 2}}  # fmt: skip
+    file, path = tmp_path / "q.json", tmp_path / "p.json"
+    file.write_text(json.dumps(question))
+    assert CliRunner().invoke(group, ["simulate", str(file), "--trace", str(path)]).exit_code == 0
+    assert json.loads(path.read_text())["traceEvents"]
+
+
+def test_rest_takes_no_files_of_choices(client: TestClient) -> None:
+    question = {"kind": "offload", "model": "deepseek-v2-lite", "device": "rk3588",
+                "cached_experts": 10, "choices": "/etc/passwd"}  # fmt: skip
+    answer = client.post("/v1/simulations", json=question)
+    assert answer.status_code == 422
+    assert answer.json()["errors"][0]["pointer"] == "/choices"
