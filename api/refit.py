@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from api.output import Output
 from hwprofiles.errors import MoesaicError, unknown_name
 
-SOURCES = ("aiconfigurator",)
+SOURCES = ("aiconfigurator", "infersim")
 """What `moesaic calibrate --from` can read."""
 
 
@@ -25,24 +26,42 @@ def refit(
         tables: folder of tables to read instead of the installed package's.
 
     Raises:
-        MoesaicError: `unknown_name` for a source or system, `invalid` when the package is absent.
+        MoesaicError: `unknown_name` for a source or system, `invalid` when the tables are absent.
     """
+    if source not in SOURCES:
+        raise unknown_name("source of measurements", source, SOURCES)
+    systems, fit = _reader(source, tables)
+    if system is None:
+        raise MoesaicError(
+            "invalid", f"--from {source} needs --system; known: {', '.join(systems)}", "/system"
+        )
+    if system not in systems:
+        raise unknown_name("system", system, systems)
+    folder.mkdir(parents=True, exist_ok=True)
+    output.note(f"fitting {system} into {folder}")
+    cards = fit(system, folder)
+    output.show(report_of(cards), lambda: report_table(cards))
+
+
+Fit = Callable[[str, Path], list[dict[str, Any]]]
+
+
+def _reader(source: str, tables: Path | None) -> tuple[dict[str, str], Fit]:
+    """Systems a source knows, and what fits one of them into a folder."""
+    if source == "infersim":
+        from hwprofiles.calibration import infersim
+
+        if tables is None:
+            raise MoesaicError(
+                "invalid", "--from infersim needs --tables: the folder bench_data of a checkout of "
+                "github alibaba/InferSim", "/tables",
+            )  # fmt: skip
+        root = tables
+        return infersim.SYSTEMS, lambda system, folder: infersim.fit_all(root, system, folder)
     from hwprofiles.calibration.aiconfigurator import SYSTEMS, data_root
     from hwprofiles.calibration.profiles import fit_all
 
-    if source not in SOURCES:
-        raise unknown_name("source of measurements", source, SOURCES)
-    if system is None:
-        raise MoesaicError(
-            "invalid", f"--from {source} needs --system; known: {', '.join(SYSTEMS)}", "/system"
-        )
-    if system not in SYSTEMS:
-        raise unknown_name("system", system, SYSTEMS)
-    root = data_root(tables)
-    folder.mkdir(parents=True, exist_ok=True)
-    output.note(f"fitting {system} into {folder}")
-    cards = fit_all(root, system, folder)
-    output.show(report_of(cards), lambda: report_table(cards))
+    return SYSTEMS, lambda system, folder: fit_all(data_root(tables), system, folder)
 
 
 def report_of(cards: list[dict[str, Any]]) -> list[dict[str, Any]]:

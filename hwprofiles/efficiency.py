@@ -14,7 +14,7 @@ from hwprofiles.errors import unknown_name
 from hwprofiles.files import read_document
 from hwprofiles.kernels import KERNELS
 from hwprofiles.sourced import Certainty
-from hwprofiles.units import Ratio, Seconds
+from hwprofiles.units import Hertz, Ratio, Seconds
 
 FOLDER = Path(__file__).parent / "curves"
 
@@ -46,6 +46,38 @@ class EfficiencyCurve(Document):
     """Rows (tokens) at which arithmetic reaches half its ceiling."""
 
 
+class ClockBand(Document):
+    """A clock as the slowest, the middle and the fastest of several placements."""
+
+    low_hz: Hertz
+    typical_hz: Hertz
+    high_hz: Hertz
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if not 0 < self.low_hz <= self.typical_hz <= self.high_hz:
+            raise ValueError(f"needs 0 < low <= typical <= high, not {self.model_dump()}")
+        return self
+
+
+class MacArray(Document):
+    """An output-stationary array of multiply-accumulate cells that runs one tile after the other.
+
+    A call takes `load` + tiles x (inner width + `fill_cycles_count`) + `call_cycles_count` cycles,
+    where loading takes one cycle a word of the side with more words.
+    """
+
+    size_count: Annotated[int, Field(ge=1)]
+    """Cells along each side; a tile is this many rows by this many columns."""
+    fill_cycles_count: Annotated[float, Field(ge=0)]
+    call_cycles_count: Annotated[float, Field(ge=0)]
+    words_count: Annotated[int, Field(ge=1)]
+    """Words that each side's operand memory holds; a tile takes one for each inner step."""
+    tiles_count: Annotated[int, Field(ge=1)]
+    """Most tiles along one side of a call."""
+    clock: ClockBand
+
+
 class Curves(Document):
     """The curves of one kind of machine."""
 
@@ -55,6 +87,8 @@ class Curves(Document):
     date: datetime.date
     certainty: Certainty
     families: dict[str, EfficiencyCurve]
+    array: MacArray | None = None
+    """Set where products are priced by the cycles of an array instead of shares of a peak."""
 
     @model_validator(mode="after")
     def _families_known(self) -> Self:

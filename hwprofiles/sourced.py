@@ -9,7 +9,7 @@ from pydantic import Field
 
 from hwprofiles.document import Document
 
-Certainty = Literal["datasheet", "measured", "derived", "secondary", "assumed"]
+Certainty = Literal["datasheet", "measured", "simulated", "derived", "secondary", "assumed"]
 Value = TypeVar("Value")
 
 

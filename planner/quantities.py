@@ -6,7 +6,7 @@ from typing import Literal
 
 from hwprofiles.document import Document
 
-Source = Literal["measured", "calibrated", "modelled", "assumed"]
+Source = Literal["measured", "simulated", "calibrated", "modelled", "assumed"]
 
 
 class Estimate(Document):

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from hwprofiles.calibration.runners.base import Runner
     from hwprofiles.calibration.session import CalibrationReport
 
+FPGA = "fpga"
 RUNNERS = ("auto", "numpy", "torch-cuda", "torch-cpu", "torch-npu")
 
 
@@ -26,7 +27,8 @@ RUNNERS = ("auto", "numpy", "torch-cuda", "torch-cpu", "torch-npu")
     "--device",
     default="auto",
     show_default=True,
-    help="Catalogue name of what is measured; auto: what is found here.",
+    help="Catalogue name of what is measured; auto: what is found here; fpga: the MAC-array "
+    "kernel, simulated and placed.",
 )
 @click.option(
     "--runner",
@@ -62,7 +64,7 @@ RUNNERS = ("auto", "numpy", "torch-cuda", "torch-cpu", "torch-npu")
     "--from",
     "source",
     metavar="PACKAGE",
-    help="Fit from tables others measured instead: aiconfigurator.",
+    help="Fit from tables others measured instead: aiconfigurator, infersim.",
 )
 @click.option(
     "--tables",
@@ -108,6 +110,7 @@ def command(folder: Path, form: str, *, quiet: bool, **choices: Any) -> None:  #
     moesaic calibrate --device auto --out calibration
     moesaic calibrate --out calibration --family gemm --family copy --quick
     moesaic calibrate --from aiconfigurator --system h200_sxm --out profiles
+    moesaic calibrate --device fpga --out fpga
     moesaic calibrate --import all_reduce.txt --device h100-sxm --out calibration
     """
     output = Output(form, None, quiet)
@@ -117,8 +120,40 @@ def command(folder: Path, form: str, *, quiet: bool, **choices: Any) -> None:  #
         refit(choices["source"], choices["system"], folder, output, choices["tables"])
     elif choices["imported"]:
         _import(choices, folder, output)
+    elif choices["device"] == FPGA:
+        _simulate(folder, output, quick=choices["quick"])
     else:
         _measure(choices, folder, output)
+
+
+def _simulate(folder: Path, output: Output, *, quick: bool) -> None:
+    from hwprofiles.calibration.fpga.session import calibrate_fpga
+
+    report = calibrate_fpga(folder, quick=quick, progress=output.note)
+    columns = (
+        "array",
+        "calls",
+        "cycles a tile",
+        "held-out error",
+        "clock",
+        "DSP",
+        "LUT",
+        "memories",
+    )
+    rows = [
+        {
+            "array": f"{fit.size_count} x {fit.size_count}",
+            "calls": fit.calls_count,
+            "cycles a tile": f"K + {fit.fill_cycles_count:g}",
+            "held-out error": f"{fit.error_held_out_ratio:.2%}",
+            "clock": f"{fit.clock_hz / 1e6:.0f} MHz",
+            "DSP": fit.dsp_count,
+            "LUT": fit.luts_count,
+            "memories": fit.memory_blocks_count,
+        }
+        for fit in report.arrays
+    ]
+    output.show(report.model_dump(mode="json"), lambda: _table(columns, rows))
 
 
 def _measure(choices: dict[str, Any], folder: Path, output: Output) -> None:

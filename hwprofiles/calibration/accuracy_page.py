@@ -32,6 +32,9 @@ LIMITS = """
   six shapes; leaving one out leaves little.
 - **Several nodes.** Measured for one shape on H100 (2, 4 and 8 nodes) and, over NVLink, GB200;
   everything else is scaled from it and marked `modelled`.
+- **H20 and H800** are fitted to one public benchmark each (InferSim). Ten GEMM shapes of H800 lie
+  far apart, so a tenth of those left out is off by 40 %; DeepGEMM's own figures of the same
+  products differ from InferSim's by up to a third, one with and one without the launch.
 - **Custom all-reduce beyond one node.** Measured on GB300 for 8 and 16 devices only.
 - **Other releases.** The same kernel moved by 4 % (median), and by a factor of 0.7 to 3 at the
   extremes, between two releases three months apart; an interval holds for the release measured.

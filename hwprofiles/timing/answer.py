@@ -10,6 +10,7 @@ from hwprofiles.cluster import Cluster
 from hwprofiles.efficiency import load_curves
 from hwprofiles.errors import MoesaicError, unknown_name
 from hwprofiles.kernels import COLLECTIVES, EXCHANGES, KERNEL_ROW, KERNELS
+from hwprofiles.timing.arrays import PRODUCTS
 from hwprofiles.timing.places import FAMILIES
 from hwprofiles.timing.profile import Found, find
 from hwprofiles.timing.rows import TIMED, TIMES, Array, Rows, Work
@@ -107,8 +108,10 @@ def _find(
 
 def _by_rule(kernel: str, part: pl.DataFrame, cluster: Cluster) -> pl.DataFrame:
     curves = load_curves(cluster.device.curves)
+    if curves.array is not None and kernel in PRODUCTS:
+        return _answer(part, *PRODUCTS[kernel](Rows(part), curves.array))
     if kernel not in curves.families:
-        known = ", ".join(sorted(curves.families))
+        known = ", ".join(sorted(curves.families) or sorted(PRODUCTS))
         raise MoesaicError(
             "outside_evidence", f"curves {curves.name} say nothing of {kernel}; known: {known}"
         )

@@ -135,7 +135,7 @@ def _shares(stages: pl.DataFrame, row: dict[str, float]) -> tuple[StageShare, ..
     )  # fmt: skip
 
 
-SOURCE_ORDER: tuple[Source, ...] = ("measured", "calibrated", "modelled", "assumed")
+SOURCE_ORDER: tuple[Source, ...] = ("measured", "simulated", "calibrated", "modelled", "assumed")
 
 
 SMALL_SHARE = 0.1
