@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from hwprofiles.cluster import Cluster
+from planner.expert_layout import USUAL_LAYOUT, ExpertLayout
 from planner.moe_model import GqaAttention, MlaAttention, MoeModel
 from planner.scenario import Choices, Scenario
 
@@ -62,21 +63,48 @@ def divisors(number: int) -> tuple[int, ...]:
     return tuple(d for d in range(1, number + 1) if number % d == 0)
 
 
-def broken_rule(layout: Layout, model: MoeModel, precision: str, redundant: int = 0) -> str | None:
+def broken_rule(
+    layout: Layout, model: MoeModel, precision: str, redundant: int = 0,
+    experts: ExpertLayout = USUAL_LAYOUT,
+) -> str | None:  # fmt: skip
     """Name the rule that a layout breaks for this model, or none.
 
     >>> from planner.model_library import load_model
     >>> broken_rule(Layout(3, 1, 1, 1, 3), load_model("mixtral-8x7b"), "bf16")
     'tp 3 does not divide 32 query heads'
     """
-    if layout.tp * layout.dp != layout.moe_tp * layout.moe_ep:
+    if layout.tp * layout.dp != layout.moe_tp * layout.moe_ep and not experts.apart:
         return (
             f"tp·dp = {layout.tp * layout.dp} is not moe_tp·moe_ep = "
             f"{layout.moe_tp * layout.moe_ep}"
         )
     if layout.pp > model.layer_count:
         return f"pp {layout.pp} is more than {model.layer_count} layers"
-    return _heads_rule(layout, model) or _experts_rule(layout, model, precision, redundant)
+    return (
+        _heads_rule(layout, model)
+        or _shared_rule(layout, model, experts)
+        or _experts_rule(layout, model, precision, (redundant, experts.shared_ranks))
+    )
+
+
+def _shared_rule(layout: Layout, model: MoeModel, experts: ExpertLayout) -> str | None:
+    """Whether shared experts can lie where the expert layout puts them."""
+    cut, away = experts.shared_tp, experts.shared_ranks
+    if cut is None and not away:
+        return None
+    width = model.moe.shared_width if model.moe is not None else 0
+    if not width:
+        return f"{model.name} has no shared experts to put on ranks of their own"
+    if away:
+        fits = away < layout.moe_ep
+        return None if fits else f"shared_ranks {away} leave none of moe_ep {layout.moe_ep}"
+    ranks = layout.tp * layout.dp
+    if cut and (cut % layout.tp or ranks % cut or width % cut):
+        return (
+            f"shared_tp {cut} must be a multiple of tp {layout.tp} and divide tp·dp {ranks} and "
+            f"the shared width {width}"
+        )
+    return None
 
 
 def _heads_rule(layout: Layout, model: MoeModel) -> str | None:
@@ -91,14 +119,18 @@ def _heads_rule(layout: Layout, model: MoeModel) -> str | None:
     return None
 
 
-def _experts_rule(layout: Layout, model: MoeModel, precision: str, redundant: int) -> str | None:
-    moe = model.moe
+def _experts_rule(
+    layout: Layout, model: MoeModel, precision: str, beside: tuple[int, int]
+) -> str | None:
+    """`beside`: expert copies, and expert-parallel ranks that hold shared experts instead."""
+    moe, (redundant, away) = model.moe, beside
     if moe is None:
         if layout.moe_ep > 1:
             return "moe_ep is above 1 but the model has no experts"
         return None
-    if (moe.experts + redundant) % layout.moe_ep:
-        return f"moe_ep {layout.moe_ep} does not divide {moe.experts + redundant} experts"
+    if (moe.experts + redundant) % (layout.moe_ep - away):
+        named = f"moe_ep {layout.moe_ep}" + (f" less {away} shared_ranks" if away else "")
+        return f"{named} does not divide {moe.experts + redundant} experts"
     if moe.width % layout.moe_tp:
         return f"moe_tp {layout.moe_tp} does not divide the expert width {moe.width}"
     if precision == "fp8_block" and layout.moe_tp > 1 and moe.width // layout.moe_tp % FP8_BLOCK:

@@ -13,20 +13,27 @@ from hwprofiles.document import parse_as
 from hwprofiles.errors import MoesaicError
 from hwprofiles.files import dump
 from hwprofiles.library import cluster_for, resolve_cluster
-from planner.candidates import POINT, Layout, broken_rule, number, tokens_per_step
+from planner.candidates import POINT, number
 from planner.engines import load_engine
 from planner.model_library import resolve_model
 from planner.moe_model import MoeModel
-from planner.point import ErrorText, Estimated, MemorySummary, Point, PoolPoint
+from planner.point import ErrorText, Estimated, MemorySummary, Point
 from planner.point_offload import offload_notes, offload_summary
 from planner.point_rates import energy_of, pool_rates, requests_per_s, side_by_side
+from planner.point_rows import (
+    callers_of,
+    check_point,
+    devices_of,
+    formats_of_point,
+    layout_notes,
+    point_rows,
+)
 from planner.pricing import Priced, Question, price
 from planner.quantities import Estimate, Source, StageShare
 from planner.timing.serving import KEY, SIDES, beside, pool_ttft, serving_table
 from planner.timing.step import stage_shares, weakest_source
 from planner.training import TrainingPoint, estimate_training, is_training
 from planner.work.memory import MEMORY
-from planner.work.precision import formats_on
 
 Row = dict[str, Any]
 Shares = dict[int, tuple[StageShare, ...]]
@@ -95,7 +102,7 @@ def _failed(line: object, error: MoesaicError) -> Estimated:
 
 
 SHARED = ("model", "device", "cluster", "backend", "backend_version", "precision", "kv_dtype",
-          "mode", "routing", "policy", "offload")  # fmt: skip
+          "mode", "routing", "policy", "offload", "experts")  # fmt: skip
 """Fields that lines priced together have in common."""
 
 
@@ -115,15 +122,15 @@ class Group:
         """Resolve what the lines share, and check the layout of each."""
         first = points[0]
         model = model_of(first.model)
-        named, most = first.cluster, max(_devices(point) for point in points)
+        named, most = first.cluster, max(devices_of(point) for point in points)
         found = cluster_for(str(first.device), most) if named is None else resolve_cluster(named)
         question = Question(
             model, found, load_engine(first.backend, first.backend_version), first.routing,
-            formats_on(model, first.precision, first.kv_dtype, found.device), first.policy,
+            formats_of_point(first, model, found.device), first.policy,
             first.offload,
         )  # fmt: skip
         for point in points:
-            _check(point, question)
+            check_point(point, question)
         return cls(points, question)
 
     def answers(self) -> list[Estimated]:
@@ -167,7 +174,7 @@ class Group:
     def passes(self, held: dict[int, float]) -> pl.DataFrame:
         """The prefill and decode pass of each line with its sequences in flight."""
         rows = [row for i, point in enumerate(self.points) if i in held
-                for row in _point_rows(i, point, held[i], self.question)]  # fmt: skip
+                for row in point_rows(i, point, held[i], self.question)]  # fmt: skip
         schema = {name: kind for name, kind in POINT.items() if name != "point"}
         schema["line"] = pl.Int64
         return number(pl.DataFrame(rows, schema=schema))
@@ -190,7 +197,7 @@ class Group:
     def beside(self, passes: pl.DataFrame) -> pl.DataFrame:
         """Decode passes of disaggregated lines beside the prefill pass that feeds them."""
         pools = pl.DataFrame(
-            [(i, float(_callers(p)), float(p.prefill.workers))
+            [(i, float(callers_of(p)), float(p.prefill.workers))
              for i, p in enumerate(self.points) if p.prefill],
             schema={"line": pl.Int64, "callers": pl.Float64, "prefill_workers": pl.Float64},
             orient="row",
@@ -239,74 +246,6 @@ class Group:
         return _estimated(point, parts, priced, self.question, told)
 
 
-def _callers(point: Point) -> int:
-    """Requests in flight: the asked ones, or what the decode pool holds."""
-    pool = point.decode
-    if point.concurrency is not None or pool is None:
-        return point.concurrency or 1
-    return pool.batch * pool.dp * pool.pp * pool.workers
-
-
-def _devices(point: Point) -> int:
-    pools = [point] if point.mode == "agg" else [point.prefill, point.decode]
-    return sum(part.tp * part.dp * part.pp * getattr(part, "workers", 1) for part in pools if part)
-
-
-def _check(point: Point, question: Question) -> None:
-    cluster = question.cluster
-    if _devices(point) > cluster.device_count:
-        raise MoesaicError(
-            "invalid",
-            f"the configuration needs {_devices(point)} devices; {cluster.name} has "
-            f"{cluster.device_count}", "/cluster",
-        )  # fmt: skip
-    for part in [point] if point.mode == "agg" else [point.prefill, point.decode]:
-        layout = point.layout(part)
-        copies = _copies(layout.moe_ep, question.model)
-        reason = broken_rule(layout, question.model, question.formats.weights.routed, copies)
-        if reason is not None:
-            raise MoesaicError("invalid", f"{reason} (layout {layout})", "/tp")
-
-
-def _copies(moe_ep: int, model: MoeModel) -> int:
-    """Expert copies that a layer needs so that every rank holds as many."""
-    return -model.moe.experts % moe_ep if model.moe is not None else 0
-
-
-def _point_rows(line: int, point: Point, held: float, question: Question) -> list[Row]:
-    """The prefill and decode pass of one line as rows of `POINT`."""
-    shared = {
-        "line": line, "osl": float(point.osl),
-        "step_tokens": tokens_per_step(point.mtp_tokens, point.mtp_acceptance),
-        "node_devices": float(question.cluster.devices_per_node),
-    }  # fmt: skip
-    first, second = point.prefill or point, point.decode or point
-    prefill_batch = float(first.batch) if isinstance(first, PoolPoint) else 1.0
-    if isinstance(second, PoolPoint) and point.concurrency is None:
-        decode_batch = float(second.batch)
-    else:
-        ranks = second.dp * second.pp * getattr(second, "workers", 1)
-        decode_batch = max(held / ranks, 1.0)
-    fresh = point.isl - point.prefix_tokens
-    passes: list[tuple[Point | PoolPoint, Row]] = [
-        (first, {"phase": "prefill", "batch": prefill_batch, "new_tokens": float(fresh),
-                 "past_tokens": float(point.prefix_tokens), "context_tokens": float(point.isl)}),
-        (second, {"phase": "decode", "batch": decode_batch,
-                  "new_tokens": 1.0 + point.mtp_tokens,
-                  "past_tokens": point.isl + point.osl / 2,
-                  "context_tokens": float(point.isl + point.osl)}),
-    ]  # fmt: skip
-    return [
-        {**shared, **row, **_layout_row(layout),
-         "redundant_experts": float(_copies(layout.moe_ep, question.model))}
-        for layout, row in ((point.layout(part), row) for part, row in passes)
-    ]  # fmt: skip
-
-
-def _layout_row(layout: Layout) -> Row:
-    return {name: float(getattr(layout, name)) for name in KEY}
-
-
 def _estimated(
     point: Point, parts: list[tuple[int, Row]], priced: Priced, question: Question,
     told: tuple[Source, float, Shares],
@@ -342,7 +281,7 @@ def _estimated(
         offload=away,
         breakdown=parts_of,
         assumptions=(*_assumptions(point, question, memory, waiting),
-                     *offload_notes(away, question)),
+                     *offload_notes(away, question), *layout_notes(question)),
     )  # fmt: skip
 
 
@@ -364,8 +303,9 @@ def _assumptions(
     texts = [*question.model.assumptions, *question.engine.assumptions]
     if waiting > 0:
         texts.append(
-            f"concurrency: {_callers(point) - waiting:.0f} of {_callers(point)} requests run at "
-            "once, more neither memory nor the scheduler holds; the others wait, and ttft says so"
+            f"concurrency: {callers_of(point) - waiting:.0f} of {callers_of(point)} requests run "
+            "at once, more neither memory nor the scheduler holds; the others wait, and ttft says "
+            "so"
         )
     if point.cluster is None:
         texts.append(f"cluster: {question.cluster.name} taken for device {point.device}")

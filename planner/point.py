@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from hwprofiles.document import Document
 from planner.candidates import Layout
+from planner.expert_layout import USUAL_LAYOUT, ExpertLayout
 from planner.offload import Offload
 from planner.quantities import Estimate, StageShare
 from planner.routing import Routing, UniformRouting
@@ -59,6 +60,8 @@ class Point(Document):
     prefix_tokens: Annotated[int, Field(ge=0)] = 0
     routing: Routing = UniformRouting()
     policy: Policy = TopKPolicy()
+    experts: ExpertLayout = USUAL_LAYOUT
+    """How experts are reached, copied, shared and overlapped."""
     offload: Offload | None = None
     """Experts in the host's memory or on storage; none: all in the device's memory."""
     prefill: PoolPoint | None = None
@@ -72,6 +75,8 @@ class Point(Document):
             raise ValueError("mode disagg needs prefill and decode")
         if self.mode == "agg" and (self.concurrency is None) == (self.request_rate is None):
             raise ValueError("give concurrency or request_rate, one of them")
+        if self.offload is not None and (self.experts.apart or self.experts.order != "grouped"):
+            raise ValueError("offload says where experts are computed: no apart, no order")
         if self.prefix_tokens >= self.isl:
             raise ValueError(f"prefix_tokens {self.prefix_tokens} must be below isl {self.isl}")
         return self

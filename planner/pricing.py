@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import polars as pl
 
@@ -16,12 +16,20 @@ from planner.routing.policies import Policy, TopKPolicy
 from planner.scenario import Scenario
 from planner.timing.engine_layer import Layer, find_layer, fitted_passes
 from planner.timing.offloaded import time_offloaded
+from planner.timing.overlap import (
+    alternate_halves,
+    hide_exchange,
+    hide_shared,
+    in_parts,
+    queue_experts,
+    take_turns,
+)
 from planner.timing.step import step_seconds, time_sheet
 from planner.work.engine_rows import with_drafts, with_separate_kernels
 from planner.work.exchange import expert_nodes
 from planner.work.memory import add_memory
 from planner.work.resident import keep_experts
-from planner.work.rows import Formats
+from planner.work.rows import Formats, routed_ranks
 from planner.work.sheet import build_sheet, formats_of
 
 USUAL = TopKPolicy()
@@ -68,7 +76,8 @@ class Priced:
 def question_of(scenario: Scenario) -> Question:
     """The shared part of a scenario."""
     choices = scenario.choices
-    formats = formats_of(scenario.model, choices.precision, choices.kv_dtype, choices.exchange)
+    plain = formats_of(scenario.model, choices.precision, choices.kv_dtype, choices.exchange)
+    formats = replace(plain, layout=choices.layout)
     engine = load_engine(choices.backend)
     offload = scenario.offload
     if offload is not None:  # experts fill what the limit on memory leaves
@@ -94,15 +103,11 @@ def price(points: pl.DataFrame, question: Question, *, fitted: bool = True) -> P
         and `total_bytes`; `timed`: the timed work sheet.
     """
     loaded = add_load(points, question)
-    sheet = build_sheet(loaded, question.model, question.formats)
-    if question.engine.separate_moe_kernels:
-        sheet = with_separate_kernels(sheet)
-    if question.engine.draft_passes:
-        sheet = with_drafts(sheet, loaded, question.model.layer_count)
     sized = add_memory(loaded, question.model, question.formats, question.engine.buffer_bytes)
     if question.offload is None:
-        timed = time_sheet(sheet, question.cluster, question.engine)
+        timed = _timed(points, loaded, question)
     else:
+        sheet = _sheet(loaded, question)
         sized = keep_experts(sized, question.model, question.offload, question.limit_bytes)
         timed = time_offloaded(
             sheet, sized, (question.cluster, question.engine),
@@ -112,6 +117,53 @@ def price(points: pl.DataFrame, question: Question, *, fitted: bool = True) -> P
     passes = sized.join(seconds, on="point", maintain_order="left")
     layer = layer_of(question) if fitted else None
     return Priced(fitted_passes(passes, layer), timed, layer)
+
+
+def _sheet(loaded: pl.DataFrame, question: Question) -> pl.DataFrame:
+    """The work sheet as the engine runs it."""
+    sheet = build_sheet(loaded, question.model, question.formats)
+    if question.engine.separate_moe_kernels:
+        sheet = with_separate_kernels(sheet)
+    if question.engine.draft_passes:
+        sheet = with_drafts(sheet, loaded, question.model.layer_count)
+    return sheet
+
+
+def _timed(points: pl.DataFrame, loaded: pl.DataFrame, question: Question) -> pl.DataFrame:
+    """The timed work sheet, less what runs beside something longer."""
+    layout, layers = question.formats.layout, question.model.layer_count
+    way = overlap_of(question)
+    parts = layout.micro_batches if layout.apart else 2 if way == "micro_batch" else 1
+    asked = in_parts(points, parts)
+    run = loaded if parts == 1 else add_load(asked, question)
+    timed = time_sheet(_sheet(run, question), question.cluster, question.engine)
+    if layout.order == "queue":
+        timed = queue_experts(timed)
+    if layout.apart:
+        return take_turns(timed, run, layout.micro_batches, layers)
+    if layout.shared_ranks:
+        timed = hide_shared(timed)
+    if way in ("shared", "experts"):
+        return hide_exchange(timed, way)
+    if way == "micro_batch":
+        return alternate_halves(timed, asked["batch"] < points["batch"], layers)
+    return timed
+
+
+def overlap_of(question: Question) -> str:
+    """What hides the exchange: `none`, `shared`, `experts` or `micro_batch`.
+
+    A fitted engine layer was fitted on what its engine does, shared experts beside the exchange
+    among it; there that is not taken off once more.
+    """
+    asked: str = question.formats.layout.overlap
+    if question.formats.exchange == "fused":
+        return "experts"
+    if asked == "engine":
+        asked = "shared" if question.engine.shared_expert_overlap else "none"
+    if asked == "shared" and question.engine.shared_expert_overlap and layer_of(question):
+        return "none"
+    return asked
 
 
 def layer_of(question: Question) -> Layer | None:
@@ -127,7 +179,7 @@ def add_load(points: pl.DataFrame, question: Question) -> pl.DataFrame:
         return points.with_columns(pl.lit(value).alias(name) for name, value in idle.items())
     shares = expert_shares(question.routing, moe, len(question.model.moe_layers))
     sizes = points.select(
-        pl.col("moe_ep").alias("ranks"), expert_nodes().alias("nodes"),
+        routed_ranks(question.formats.layout).alias("ranks"), expert_nodes().alias("nodes"),
         (pl.col("batch") * pl.col("new_tokens") * pl.col("dp")).alias("tokens"),
         pl.col("redundant_experts").alias("redundant"),
     )  # fmt: skip

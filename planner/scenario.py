@@ -14,6 +14,7 @@ from hwprofiles.errors import MoesaicError
 from hwprofiles.kernels import DTYPES
 from hwprofiles.library import resolve_cluster
 from hwprofiles.units import Seconds, Share, Watts
+from planner.expert_layout import ExchangeName, ExpertLayout, Overlap
 from planner.formats.expert_load import read_expert_load
 from planner.model_library import read_model, resolve_model
 from planner.moe_model import MoeModel
@@ -50,11 +51,14 @@ class Choices(Document):
     precision: str | None = None
     """Format of weights and arithmetic; none: as the checkpoint states."""
     kv_dtype: str = "bf16"
-    exchange: Literal[
-        "library", "flat_pairwise", "hierarchical", "node_deduplicated", "low_latency",
-        "gather_scatter",
-    ] = "library"  # fmt: skip
+    exchange: ExchangeName = "library"
     """How tokens reach their experts; `library`: as the engine's own library does."""
+    overlap: Overlap = "engine"
+    """What the exchange hides behind: shared experts, another half of the batch, nothing."""
+    attention_sum: Literal["all_reduce", "split"] = "all_reduce"
+    """`split`: reduce-scatter and all-gather, norms between on a part each (H2P)."""
+    shared_tp: Degree | None = None
+    """Ranks that cut the shared experts; none: as many as cut attention."""
     tp: Degrees = None
     pp: Degrees = None
     moe_tp: Degrees = None
@@ -65,6 +69,12 @@ class Choices(Document):
     mtp_tokens: Annotated[int, Field(ge=0, le=8)] = 0
     """Tokens drafted a step by multi-token prediction."""
     mtp_acceptance: Share = 0.0
+
+    @property
+    def layout(self) -> ExpertLayout:
+        """How experts are laid out, as work and pricing ask for it."""
+        return ExpertLayout(exchange=self.exchange, overlap=self.overlap,
+                            attention_sum=self.attention_sum, shared_tp=self.shared_tp)  # fmt: skip
 
     @model_validator(mode="after")
     def _formats_known(self) -> Self:

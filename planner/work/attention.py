@@ -89,10 +89,20 @@ def _core(
 
 
 def _sum(points: pl.DataFrame, layer: LayerWork) -> list[pl.DataFrame]:
-    """Norms, and the all-reduce that closes a tensor-parallel block (Megatron-LM, section 3)."""
+    """Norms, and the all-reduce that closes a tensor-parallel block (Megatron-LM, section 3).
+
+    Split, every rank keeps its part of the sum and norms only that; `exchange.gathered_again` gives
+    the other half of the all-reduce.
+    """
     runs, size = per_layer(layer.layers), tokens() * layer.hidden * BF16_BYTES
     norms = layer.kind.norms * NORM_PASSES
     shared = points.filter(pl.col("tp") > 1)
+    if layer.formats.layout.attention_sum == "split":
+        return [
+            write_rows(points, "norms", "elementwise", runs, bytes=size * norms / pl.col("tp")),
+            write_rows(shared, "reduce_scatter", "reduce_scatter", runs, devices=pl.col("tp"),
+                       message_bytes=size, dtype="bf16"),
+        ]  # fmt: skip
     return [
         write_rows(points, "norms", "elementwise", runs, bytes=size * norms),
         write_rows(shared, "all_reduce", "all_reduce", runs, devices=pl.col("tp"),

@@ -29,9 +29,26 @@ def exchange_rows(points: pl.DataFrame, layer: LayerWork) -> list[pl.DataFrame]:
     width = moe.latent or layer.hidden
     return [
         *_projections(points, layer, moe),
-        *_exchanged(points.filter(pl.col("dp") > 1), layer, moe, width),
-        *_rank_sum(points.filter((pl.col("dp") == 1) & (pl.col("tp") > 1)), layer, width),
-    ]
+        *_exchanged(points.filter(_apart(layer) | (pl.col("dp") > 1)), layer, moe, width),
+        *_rank_sum(points.filter(~_apart(layer) & (pl.col("dp") == 1) & (pl.col("tp") > 1)), layer,
+                   width),
+        *gathered_again(points.filter(_apart(layer) | (pl.col("dp") > 1)), layer),
+    ]  # fmt: skip
+
+
+def _apart(layer: LayerWork) -> pl.Expr:
+    """Experts on devices of their own are always across a link."""
+    return pl.lit(layer.formats.layout.apart)
+
+
+def gathered_again(points: pl.DataFrame, layer: LayerWork) -> list[pl.DataFrame]:
+    """The second half of a split sum: normed parts go to all ranks that cut attention."""
+    if layer.formats.layout.attention_sum != "split":
+        return []
+    size = tokens() * layer.hidden * BF16_BYTES
+    cut = points.filter(pl.col("tp") > 1)
+    return [write_rows(cut, "all_gather", "all_gather", per_layer(layer.layers),
+                       devices=pl.col("tp"), message_bytes=size, dtype="bf16")]  # fmt: skip
 
 
 def _projections(points: pl.DataFrame, layer: LayerWork, moe: MoeFfn) -> list[pl.DataFrame]:
@@ -51,8 +68,10 @@ def _exchanged(
     """Tokens of each rank go to the ranks that hold their experts, and come back summed."""
     if layer.formats.exchange not in EXCHANGES:
         raise unknown_name("exchange", layer.formats.exchange, EXCHANGES, "/choices/exchange")
-    runs, own = per_layer(layer.layers), tokens() / pl.col("tp")
-    spread = points.filter(pl.col("moe_ep") > 1)
+    runs, own = per_layer(layer.layers), _own()
+    if layer.formats.exchange == "group_gather":
+        return _group_gathered(points, layer, moe, width)
+    spread = points.filter(_apart(layer) | (pl.col("moe_ep") > 1))
     cut = points.filter(pl.col("moe_tp") > 1)
     gathered = own * pl.col("moe_tp") * width * BF16_BYTES
     group: dict[str, Value] = {"devices": pl.col("moe_tp"), "message_bytes": gathered,
@@ -69,8 +88,8 @@ def _library(library: str | None) -> Rows:
 
     def rows(points: pl.DataFrame, layer: LayerWork, moe: MoeFfn, width: int) -> list[pl.DataFrame]:
         sizes: dict[str, Value] = {
-            "devices": pl.col("moe_ep"), "tokens": tokens() / pl.col("tp"), "hidden": width,
-            "top_k": stated(points, "experts_per_token", moe.top_k), "experts": moe.experts,
+            "devices": _partners(layer), "tokens": _sent(layer), "hidden": width,
+            "top_k": _goals(points, layer, moe), "experts": moe.experts,
             "busy_ratio": pl.col("busy_ratio"), "nodes": expert_nodes(),
         }  # fmt: skip
         if library is not None:
@@ -93,8 +112,9 @@ def _flat(points: pl.DataFrame, layer: LayerWork, moe: MoeFfn, width: int) -> li
     """One all-to-all over all expert ranks, a copy for each expert of a token."""
     found = []
     for stage, name in _directions(layer):
-        group = {"devices": pl.col("moe_ep"), "nodes": expert_nodes()}
-        found += _pairs_sent(points, layer, stage, _pair_bytes(points, moe, width, name), group)
+        group = {"devices": _partners(layer), "nodes": expert_nodes()}
+        size = _pair_bytes(points, layer, moe, width * dtype(name).activation_bytes)
+        found += _pairs_sent(points, layer, stage, size, group)
     return found
 
 
@@ -105,7 +125,7 @@ def _two_stages(
     inside = (pl.col("moe_ep") / expert_nodes()).ceil()
     found = []
     for stage, name in _directions(layer):
-        size = _pair_bytes(points, moe, width, name)
+        size = _pair_bytes(points, layer, moe, width * dtype(name).activation_bytes)
         near = {"devices": inside, "nodes": pl.lit(1.0)}
         far = {"devices": expert_nodes(), "nodes": expert_nodes()}
         found += _pairs_sent(points.filter(inside > 1), layer, stage, size, near)
@@ -113,11 +133,35 @@ def _two_stages(
     return found
 
 
-def _pair_bytes(points: pl.DataFrame, moe: MoeFfn, width: int, name: str) -> pl.Expr:
+def _pair_bytes(points: pl.DataFrame, layer: LayerWork, moe: MoeFfn, token_bytes: float) -> pl.Expr:
     """Bytes of one rank's token-expert pairs, at the pace of the busiest rank."""
-    number = width * dtype(name).activation_bytes
-    pairs = tokens() / pl.col("tp") * stated(points, "experts_per_token", moe.top_k)
-    return pairs * number * pl.col("busy_ratio")
+    pairs = _sent(layer) * _goals(points, layer, moe)
+    return pairs * token_bytes * pl.col("busy_ratio")
+
+
+def _own() -> pl.Expr:
+    """Tokens that one rank of attention sends."""
+    return tokens() / pl.col("tp")
+
+
+def _sent(layer: LayerWork) -> pl.Expr:
+    """Tokens of the slower end: what a rank sends, or what fewer expert ranks take each."""
+    if not layer.formats.layout.apart:
+        return _own()
+    attention, experts = pl.col("tp") * pl.col("dp"), pl.col("moe_ep") * pl.col("moe_tp")
+    return _own() * pl.max_horizontal(attention / experts, pl.lit(1.0))
+
+
+def _partners(layer: LayerWork) -> pl.Expr:
+    """Ranks among which tokens travel."""
+    ranks = pl.col("moe_ep")
+    return ranks + pl.col("tp") * pl.col("dp") if layer.formats.layout.apart else ranks
+
+
+def _goals(points: pl.DataFrame, layer: LayerWork, moe: MoeFfn) -> pl.Expr:
+    """Experts that a token is sent to; a shared expert on ranks of its own is one more."""
+    away = float(layer.formats.layout.shared_ranks > 0 and moe.shared_width > 0)
+    return stated(points, "experts_per_token", moe.top_k) + away
 
 
 def _pairs_sent(
@@ -145,6 +189,23 @@ def _gathered(
     return found
 
 
+def _group_gathered(
+    points: pl.DataFrame, layer: LayerWork, moe: MoeFfn, width: int
+) -> list[pl.DataFrame]:
+    """Every rank of the worker takes every token, moe_tp ranks too (H2P, arXiv:2505.21411)."""
+    del moe
+    ranks, found = pl.col("tp") * pl.col("dp"), []
+    for kernel, (stage, name) in zip(
+        ("all_gather", "reduce_scatter"), _directions(layer), strict=True
+    ):
+        size = tokens() * pl.col("dp") * width * dtype(name).activation_bytes
+        found.append(
+            write_rows(points, stage, kernel, per_layer(layer.layers), devices=ranks,
+                       nodes=nodes_of(ranks), message_bytes=size, dtype="bf16")
+        )  # fmt: skip
+    return found
+
+
 EXCHANGES: dict[str, Rows] = {
     "library": _library(None),
     "flat_pairwise": _flat,
@@ -152,6 +213,8 @@ EXCHANGES: dict[str, Rows] = {
     "node_deduplicated": _library("deepep_normal"),
     "low_latency": _library("deepep_low_latency"),
     "gather_scatter": _gathered,
+    "group_gather": _group_gathered,
+    "fused": _flat,
 }
 """Ways to reach the experts by name; their volumes are in `planner/work/volumes.py`."""
 
@@ -169,6 +232,10 @@ def nodes_of(ranks: pl.Expr) -> pl.Expr:
 def _rank_sum(points: pl.DataFrame, layer: LayerWork, width: int) -> list[pl.DataFrame]:
     """Without data parallelism every rank has every token: experts' outputs are summed."""
     size = tokens() * width * BF16_BYTES
+    if layer.formats.layout.attention_sum == "split":
+        own = write_rows(points, "combine", "reduce_scatter", per_layer(layer.layers),
+                         devices=pl.col("tp"), message_bytes=size, dtype="bf16")  # fmt: skip
+        return [*gathered_again(points, layer), own, *gathered_again(points, layer)]
     return [write_rows(points, "combine", "all_reduce", per_layer(layer.layers),
                        devices=pl.col("tp"), message_bytes=size, dtype="bf16")]  # fmt: skip
 
@@ -178,5 +245,9 @@ def _dense_sum(points: pl.DataFrame, layer: LayerWork) -> list[pl.DataFrame]:
         return []
     shared = points.filter(pl.col("tp") > 1)
     size = tokens() * layer.hidden * BF16_BYTES
+    if layer.formats.layout.attention_sum == "split":
+        own = write_rows(shared, "reduce_scatter", "reduce_scatter", per_layer(layer.layers),
+                         devices=pl.col("tp"), message_bytes=size, dtype="bf16")  # fmt: skip
+        return [*gathered_again(shared, layer), own, *gathered_again(shared, layer)]
     return [write_rows(shared, "all_reduce", "all_reduce", per_layer(layer.layers),
                        devices=pl.col("tp"), message_bytes=size, dtype="bf16")]  # fmt: skip

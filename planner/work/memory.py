@@ -19,7 +19,7 @@ from planner.parameters import (
     mtp_parameters,
     state_elements,
 )
-from planner.work.rows import Formats
+from planner.work.rows import Formats, routed_ranks
 
 MEMORY = ("routed_bytes", "shared_bytes", "dense_bytes", "attention_bytes", "embedding_bytes",
           "redundant_bytes", "kv_bytes", "activation_bytes", "buffer_bytes")  # fmt: skip
@@ -50,12 +50,31 @@ def add_memory(
         _activations(model).alias("activation_bytes"),
         pl.lit(buffer_bytes).alias("buffer_bytes"),
     )
+    if formats.layout.apart:
+        filled = filled.with_columns(*_taken_apart())
     return filled.with_columns(pl.sum_horizontal(MEMORY).alias("total_bytes"))
+
+
+def _taken_apart() -> tuple[pl.Expr, pl.Expr]:
+    """Routed bytes where experts have devices of their own: what one holds beyond attention's.
+
+    The sum over buckets is then that of the fuller of both kinds of device.
+    """
+    experts = pl.col("routed_bytes") + pl.col("redundant_bytes")
+    other = pl.sum_horizontal(
+        "shared_bytes", "dense_bytes", "attention_bytes", "embedding_bytes", "kv_bytes"
+    )
+    beyond = pl.max_horizontal(experts - other, pl.lit(0.0))
+    return beyond.alias("routed_bytes"), pl.lit(0.0).alias("redundant_bytes")
 
 
 def _weights(model: MoeModel, formats: Formats) -> dict[str, pl.Expr]:
     count, kept = count_parameters(model), formats.weights
-    experts, tp, pp = pl.col("moe_ep") * pl.col("moe_tp"), pl.col("tp"), pl.col("pp")
+    tp, pp = pl.col("tp"), pl.col("pp")
+    experts = routed_ranks(formats.layout) * pl.col("moe_tp")
+    shared: pl.Expr = tp if formats.layout.shared_tp is None else pl.lit(formats.layout.shared_tp)
+    if formats.layout.shared_ranks:  # the fullest device holds routed experts
+        shared = pl.lit(float("inf"))
     uneven = (model.layer_count / pp).ceil() * pp / model.layer_count
     stage = uneven / pp
     small = (count.router + count.projection + count.norms) * BF16_BYTES
@@ -69,7 +88,7 @@ def _weights(model: MoeModel, formats: Formats) -> dict[str, pl.Expr]:
         "routed_bytes": count.routed * _stored(model, formats, "routed") * stage / experts
         + mtp / experts,
         "redundant_bytes": copies * one * stage / experts,
-        "shared_bytes": (count.shared * _stored(model, formats, "shared") / tp + small) * stage,
+        "shared_bytes": (count.shared * _stored(model, formats, "shared") / shared + small) * stage,
         "dense_bytes": count.dense * _stored(model, formats, "dense") * stage / tp,
         "attention_bytes": _attention(model, formats) * stage,
         "embedding_bytes": count.embedding * dtype(kept.embedding).weight_bytes * ends / tp,

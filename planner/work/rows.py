@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from hwprofiles.kernels import KERNEL_ROW
+from planner.expert_layout import USUAL_LAYOUT, ExpertLayout
 from planner.moe_model import LayerKind, WeightFormats
 
 SHEET: dict[str, type[pl.DataType]] = {
@@ -26,6 +27,8 @@ class Formats:
     combine_dtype: str = "bf16"
     exchange: str = "library"
     """How tokens reach experts: a key of `planner.work.exchange.EXCHANGES`."""
+    layout: ExpertLayout = USUAL_LAYOUT
+    """Sums, shared experts, copies and order; its exchange is the field above."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,11 @@ def per_layer(layers: int) -> pl.Expr:
 def stated(points: pl.DataFrame, column: str, usual: float) -> pl.Expr:
     """What the routing policy says of each pass, else what is usual for the model."""
     return pl.col(column) if column in points.columns else pl.lit(float(usual))
+
+
+def routed_ranks(layout: ExpertLayout) -> pl.Expr:
+    """Expert-parallel ranks that hold routed experts."""
+    return pl.max_horizontal(pl.col("moe_ep") - layout.shared_ranks, pl.lit(1.0))
 
 
 def tokens() -> pl.Expr:
