@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import polars as pl
 
+from planner.machines import Key, key_of
 from planner.plan import (
     BindingLimit,
     FrontierPoint,
-    LayoutOf,
     MemoryUse,
     Option,
-    OptionPool,
     Plan,
     Pool,
     Proof,
@@ -20,19 +19,29 @@ from planner.plan import (
 )
 from planner.pricing import Priced
 from planner.quantities import Estimate, Source
+from planner.ranking import (
+    estimate_of,
+    inverse,
+    layout_of,
+    machine_of,
+    pareto_plans,
+    parts_of,
+    ranked,
+    scaled,
+    served,
+)
 from planner.scenario import Scenario
-from planner.search.assignment import Choice, broken_text, choose
-from planner.search.explanation import binding_limits
-from planner.timing.serving import SIDES
+from planner.search.assignment import Choice, broken_text
+from planner.search.explanation import binding_limits, objective_value
 from planner.timing.step import stage_shares, weakest_source
 from planner.work.memory import MEMORY
 
 Row = dict[str, Any]
-OPTIONS, REJECTED, FRONTIER = 6, 6, 160
+REJECTED, FRONTIER = 6, 160
 
 
 def build_plan(
-    scenario: Scenario, table: pl.DataFrame, priced: dict[int, Priced], choice: Choice
+    scenario: Scenario, table: pl.DataFrame, priced: dict[Key, Priced], choice: Choice
 ) -> Plan:
     """Write the answer.
 
@@ -42,135 +51,58 @@ def build_plan(
         priced: passes and timed sheet of each machine.
         choice: the programme's answer.
     """
-    machines = {int(_row(table, pick.row)["machine"]) for pick in choice.picks}
-    source = weakest_source(pl.concat([priced[m].timed for m in sorted(machines)]))
-    options = _options(scenario, table, choice, source)
+    used = {key_of(row) for _, row in parts_of(table, choice)}
+    source = weakest_source(pl.concat([priced[key].timed for key in sorted(used)]))
+    options, why = ranked(scenario, table, choice, source)
     best, solution = options[0], choice.solution
-    rate = _served([(pool.workers, _row(table, pick.row)) for pool, pick in
-                    zip(best.pools, choice.picks, strict=True)], source)  # fmt: skip
+    rate = served(parts_of(table, choice), source)
+    pareto, complete = pareto_plans(scenario, table, source) if scenario.pareto else ((), None)
     osl = scenario.workload.osl
     return Plan(
         scenario_digest=scenario.digest(),
         scenario=scenario,
         mode=best.mode,
-        pools=tuple(_pool(scenario, _row(table, p.row), p.workers, priced, source)
-                    for p in choice.picks),
+        pools=tuple(_pool(scenario, row, workers, priced, source)
+                    for workers, row in parts_of(table, choice)),
         devices=best.devices,
         ttft_s=best.ttft_s,
         tpot_s=best.tpot_s,
         output_tokens_per_s_per_device=best.output_tokens_per_s_per_device,
-        output_tokens_per_s=_scaled(rate, osl),
+        output_tokens_per_s=scaled(rate, osl),
         request_rate=rate,
         usd_per_million_tokens=_per_token(choice, table, "device_hour_usd", rate, 1e6 / 3600 / osl),
         energy_j_per_token=_per_token(choice, table, "device_w", rate, 1 / osl),
+        objective_value=objective_value(choice, table, scenario),
         options=tuple(options),
-        binding=_binding(scenario, table, rate.typical, best.devices),
+        binding=_binding(scenario, table, choice, best.devices),
         rejected=_rejected(scenario, table, best),
+        runner_up=why, pareto=pareto, pareto_complete=complete,
         frontier=_frontier(scenario, table),
         proof=Proof(
             status="optimal" if solution.status == "optimal" else "feasible",
             objective=solution.objective, bound=solution.bound, gap_ratio=solution.gap_ratio,
             columns_count=choice.columns_count, candidates_count=table.height,
         ),
-        assumptions=_assumptions(scenario, source),
-        sources=_sources(scenario, machines),
+        assumptions=_assumptions(scenario, source, used),
+        sources=_sources(scenario, {machine for machine, _ in used}),
     )  # fmt: skip
-
-
-def _row(table: pl.DataFrame, key: int) -> Row:
-    return table.row(key, named=True)
-
-
-def row_estimate(row: Row, name: str, source: Source) -> Estimate:
-    """A quantity of a candidate with its interval."""
-    low, typical, high = (row[f"{name}_{side}"] for side in SIDES)
-    return Estimate(typical=typical, low=low, high=high, source=source)
-
-
-def _scaled(estimate: Estimate, factor: float) -> Estimate:
-    return estimate.model_copy(update={side: getattr(estimate, side) * factor for side in SIDES})
-
-
-def _inverse(estimate: Estimate) -> Estimate:
-    return Estimate(typical=1 / estimate.typical, low=1 / estimate.high, high=1 / estimate.low,
-                    source=estimate.source)  # fmt: skip
 
 
 def _per_token(
     choice: Choice, table: pl.DataFrame, column: str, rate: Estimate, factor: float
 ) -> Estimate | None:
     """Weight of all devices in use for each request served, times a factor; none if unknown."""
-    rows = [(pick.workers, _row(table, pick.row)) for pick in choice.picks]
+    rows = parts_of(table, choice)
     if any(row[column] is None for _, row in rows):
         return None
     weight = sum(workers * row["devices"] * row[column] for workers, row in rows)
-    return _scaled(_inverse(rate), weight * factor)
-
-
-def _machine(scenario: Scenario, row: Row) -> str:
-    return scenario.on_machine(int(row["machine"])).cluster.name
-
-
-def layout_of(row: Row) -> LayoutOf:
-    """The layout of a candidate."""
-    return LayoutOf(**{name: int(row[name]) for name in ("tp", "dp", "pp", "moe_tp", "moe_ep")})
-
-
-def _served(parts: list[tuple[int, Row]], source: Source) -> Estimate:
-    """Requests per second of workers that pass requests on: the slower pool, side by side."""
-    values = {
-        side: min(workers * row[f"request_rate_{side}"] for workers, row in parts) for side in SIDES
-    }
-    return Estimate(**values, source=source)
-
-
-def _options(
-    scenario: Scenario, table: pl.DataFrame, choice: Choice, source: Source
-) -> list[Option]:
-    """The choice first, then the next best: the programme again without the layouts shown."""
-    options: list[Option] = []
-    current: Choice | None = choice
-    left = table
-    while current is not None and len(options) < OPTIONS:
-        rows = [(pick.workers, _row(table, pick.row)) for pick in current.picks]
-        options.append(_option(scenario, rows, len(options) + 1, source))
-        main = next(row for _, row in rows if row["role"] != "prefill")
-        left = left.filter(~_same_layout(main))
-        current = choose(left, scenario)
-    return options
-
-
-def _same_layout(row: Row) -> pl.Expr:
-    """Candidates of the same role and layout as a row, whatever their batch."""
-    keys = ("machine", "role", "tp", "dp", "pp", "moe_tp", "moe_ep")
-    return pl.all_horizontal(pl.col(key) == row[key] for key in keys)
-
-
-def _option(scenario: Scenario, parts: list[tuple[int, Row]], rank: int, source: Source) -> Option:
-    devices = int(sum(workers * row["devices"] for workers, row in parts))
-    by_role = {row["role"]: row for _, row in parts}
-    mode: Literal["agg", "disagg"] = "agg" if "agg" in by_role else "disagg"
-    tpot = row_estimate(by_role["agg" if mode == "agg" else "decode"], "tpot_s", source)
-    rate = _served(parts, source)
-    return Option(
-        rank=rank, mode=mode, devices=devices,
-        pools=tuple(
-            OptionPool(role=row["role"], machine=_machine(scenario, row), workers=workers,
-                       layout=layout_of(row), batch=int(row["batch"]))
-            for workers, row in parts
-        ),
-        ttft_s=row_estimate(by_role["agg" if mode == "agg" else "prefill"], "ttft_s", source),
-        tpot_s=tpot,
-        output_tokens_per_s=_scaled(rate, scenario.workload.osl),
-        output_tokens_per_s_per_device=_scaled(rate, scenario.workload.osl / devices),
-        output_tokens_per_s_per_user=_inverse(tpot),
-    )  # fmt: skip
+    return scaled(inverse(rate), weight * factor)
 
 
 def _pool(
-    scenario: Scenario, row: Row, workers: int, machines: dict[int, Priced], source: Source
+    scenario: Scenario, row: Row, workers: int, machines: dict[Key, Priced], source: Source
 ) -> Pool:
-    priced = machines[int(row["machine"])]
+    priced = machines[key_of(row)]
     points = {"decode": row["decode_point"], "prefill": row["prefill_point"]}
     held = points["decode"] if points["decode"] is not None else points["prefill"]
     use = priced.passes.row(held, named=True)
@@ -179,11 +111,13 @@ def _pool(
     buckets["activation_bytes"] += grown
     asked = [point for point in points.values() if point is not None]
     shares = stage_shares(priced.timed, priced.passes, asked)
+    variant = scenario.variants()[int(row["variant"])]
     return Pool(
-        role=row["role"], machine=_machine(scenario, row), workers=workers,
+        role=row["role"], machine=machine_of(scenario, row), workers=workers,
         devices_per_worker=int(row["devices"]),
         layout=layout_of(row), batch=int(row["batch"]), inflight=int(row["inflight"]),
-        request_rate=row_estimate(row, "request_rate", source),
+        variant=variant.label, redundant_experts=variant.redundant_experts,
+        request_rate=estimate_of(row, "request_rate", source),
         memory=MemoryUse(**buckets, total_bytes=row["total_bytes"],
                          capacity_bytes=row["capacity_bytes"]),
         breakdown={
@@ -193,14 +127,19 @@ def _pool(
 
 
 def _binding(
-    scenario: Scenario, table: pl.DataFrame, rate: float, devices: int
+    scenario: Scenario, table: pl.DataFrame, choice: Choice, devices: int
 ) -> tuple[BindingLimit, ...]:
     per_device = scenario.workload.osl / devices
     return tuple(
-        BindingLimit(limit="memory" if name == "memory_share" else name, value=value,
-                     without_output_tokens_per_s_per_device=better * per_device,
-                     one_percent_more_output_tokens_per_s_per_device=more * per_device)
-        for name, value, better, more in binding_limits(table, scenario, rate)
+        BindingLimit(
+            limit="memory" if item.limit == "memory_share" else item.limit, value=item.value,
+            without_output_tokens_per_s_per_device=(
+                None if item.without_rate is None else item.without_rate * per_device
+            ),
+            one_percent_more_output_tokens_per_s_per_device=item.more_rate * per_device,
+            one_percent_more_objective=item.more_objective,
+        )
+        for item in binding_limits(table, scenario, choice)
     )  # fmt: skip
 
 
@@ -255,9 +194,12 @@ def _frontier(scenario: Scenario, table: pl.DataFrame) -> tuple[FrontierPoint, .
     )  # fmt: skip
 
 
-def _assumptions(scenario: Scenario, source: Source) -> tuple[str, ...]:
+def _assumptions(scenario: Scenario, source: Source, used: set[Key]) -> tuple[str, ...]:
     limits = scenario.limits
     texts = [*scenario.model.assumptions]
+    changed = {scenario.variants()[number].changed for _, number in used} - {""}
+    texts += [f"the model is changed ({text}): it must be trained so; quality is not estimated"
+              for text in sorted(changed)]  # fmt: skip
     if source in ("assumed", "modelled"):
         texts.append(
             f"{scenario.cluster.device.name}: a tenth or more of the time rests on kernels "

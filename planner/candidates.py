@@ -142,11 +142,12 @@ def enumerate_layouts(scenario: Scenario) -> list[Layout]:
     """Every legal layout of one worker, tensor parallelism kept inside a node."""
     model, choices = scenario.model, scenario.choices
     precision = choices.precision or model.weights.routed
+    copies = scenario.variants()[0].redundant_experts
     return [
         layout
         for size in worker_sizes(scenario.cluster, scenario.limits.devices)
         for layout in _layouts_of(size, scenario.cluster, choices, model.moe is not None)
-        if broken_rule(layout, model, precision, choices.redundant_experts) is None
+        if broken_rule(layout, model, precision, copies) is None
     ]
 
 
@@ -199,7 +200,7 @@ def phase_points(layouts: pl.DataFrame, scenario: Scenario) -> pl.DataFrame:
     shared = {
         "osl": work.osl,
         "step_tokens": tokens_per_step(choices.mtp_tokens, choices.mtp_acceptance),
-        "redundant_experts": choices.redundant_experts,
+        "redundant_experts": scenario.variants()[0].redundant_experts,
         "node_devices": scenario.cluster.devices_per_node,
     }
     columns = [pl.lit(float(value)).alias(name) for name, value in shared.items()]

@@ -8,13 +8,13 @@ from typing import Any
 import polars as pl
 
 from hwprofiles.errors import MoesaicError
-from planner.answer import layout_of, row_estimate
 from planner.fleet import Fleet
 from planner.fleet_plan import ClassPlan, FleetLimit, FleetPlan, FleetPool, MachineUse
 from planner.machines import numbered, price_machine
 from planner.plan import Proof
 from planner.pricing import Priced
 from planner.quantities import Estimate, Source
+from planner.ranking import estimate_of, layout_of
 from planner.search.assignment import within_limits
 from planner.search.conflicts import with_limit
 from planner.search.explanation import why_infeasible
@@ -220,9 +220,9 @@ def _class(
         FleetPool(
             role=row["role"], machine=fleet.machines[row["machine"]].cluster.name, workers=count,
             devices_per_worker=int(row["devices"]), layout=layout_of(row), batch=int(row["batch"]),
-            request_rate=row_estimate(row, "request_rate", source),
-            ttft_s=row_estimate(row, "ttft_s", source) if row["ttft_s_typical"] else None,
-            tpot_s=row_estimate(row, "tpot_s", source) if row["tpot_s_typical"] else None,
+            request_rate=estimate_of(row, "request_rate", source),
+            ttft_s=estimate_of(row, "ttft_s", source) if row["ttft_s_typical"] else None,
+            tpot_s=estimate_of(row, "tpot_s", source) if row["tpot_s_typical"] else None,
             total_bytes=row["total_bytes"], capacity_bytes=row["capacity_bytes"],
         )
         for count, row in own

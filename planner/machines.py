@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import polars as pl
 
 from hwprofiles.cluster import Cluster
@@ -13,6 +15,8 @@ from planner.timing.serving import SERVING, SIDES, serving_table
 
 MACHINE: dict[str, type[pl.DataType]] = {
     "machine": pl.UInt32,  # 0: the question's cluster, then those of `also`
+    "variant": pl.UInt32,  # which of the question's variants of model and copies
+    "model_variant": pl.UInt32,  # which of its models: all pools run the same
     "machine_count": pl.Float64,  # devices of that machine
     "capacity_bytes": pl.Float64,
     "device_w": pl.Float64,  # null where no source states it
@@ -22,11 +26,20 @@ CANDIDATE = SERVING | MACHINE
 """One candidate for one role on one machine; `row` numbers them."""
 
 
-def price_machines(scenario: Scenario) -> tuple[pl.DataFrame, dict[int, Priced]]:
+Key = tuple[int, int]
+"""Machine and variant: where a candidate's passes are found."""
+
+
+def key_of(row: dict[str, Any]) -> Key:
+    """The key of a candidate."""
+    return int(row["machine"]), int(row["variant"])
+
+
+def price_machines(scenario: Scenario) -> tuple[pl.DataFrame, dict[Key, Priced]]:
     """Price every legal candidate on every machine; a machine that has none is left out.
 
     Returns:
-        Columns `row` and `CANDIDATE`; and by machine the passes its candidates point to.
+        Columns `row` and `CANDIDATE`; and the passes that candidates point to.
 
     Raises:
         MoesaicError: `infeasible` when no machine has a legal layout, `outside_evidence` when a
@@ -34,10 +47,12 @@ def price_machines(scenario: Scenario) -> tuple[pl.DataFrame, dict[int, Priced]]
     """
     tables, priced = [], {}
     for number in range(1 + len(scenario.also)):
-        found = price_machine(scenario.on_machine(number), number)
-        if found is not None:
-            tables.append(found[0])
-            priced[number] = found[1]
+        own = scenario.on_machine(number)
+        for variant in range(len(scenario.variants())):
+            found = price_machine(own, number, variant)
+            if found is not None:
+                tables.append(found[0])
+                priced[number, variant] = found[1]
     if not tables:
         names = [scenario.on_machine(n).cluster.name for n in range(1 + len(scenario.also))]
         raise MoesaicError(
@@ -51,31 +66,33 @@ def numbered(tables: list[pl.DataFrame]) -> pl.DataFrame:
     return pl.concat(tables, rechunk=True).with_row_index("row")
 
 
-def price_machine(own: Scenario, number: int) -> tuple[pl.DataFrame, Priced] | None:
+def price_machine(
+    own: Scenario, number: int, variant: int = 0
+) -> tuple[pl.DataFrame, Priced] | None:
     """Price one machine's candidates: columns `CANDIDATE`; none without a legal layout.
 
     Args:
         own: the question on this machine alone.
         number: the machine's number in the whole question.
+        variant: which of the question's variants.
     """
-    layouts = layout_frame(enumerate_layouts(own))
+    one = own.variants()[variant]
+    asked = own.of(one)
+    layouts = layout_frame(enumerate_layouts(asked))
     if layouts.is_empty():
         return None
-    found = price(phase_points(layouts, own), question_of(own))
+    found = price(phase_points(layouts, asked), question_of(asked))
     table = serving_table(found.passes, own.choices.modes, layer=found.layer)
-    return _on_machine(_with_handover(table, found, own.cluster), number, own), found
-
-
-def _on_machine(table: pl.DataFrame, number: int, scenario: Scenario) -> pl.DataFrame:
-    device = scenario.cluster.device
+    device = own.cluster.device
     values = {
-        "machine": number, "machine_count": scenario.cluster.device_count,
-        "capacity_bytes": scenario.device_memory_bytes,
+        "machine": number, "variant": variant, "model_variant": one.model_number,
+        "machine_count": own.cluster.device_count, "capacity_bytes": device.capacity_bytes,
         "device_w": device.power_w.value if device.power_w else None,
-        "device_hour_usd": scenario.device_hour_usd,
+        "device_hour_usd": own.device_hour_usd,
     }  # fmt: skip
     columns = [pl.lit(values[name], kind).alias(name) for name, kind in MACHINE.items()]
-    return table.with_columns(columns).select(*CANDIDATE)
+    whole = _with_handover(table, found, own.cluster).with_columns(columns)
+    return whole.select(*CANDIDATE), found
 
 
 def _with_handover(table: pl.DataFrame, priced: Priced, cluster: Cluster) -> pl.DataFrame:

@@ -56,6 +56,9 @@ class Pool(Document):
     """Sequences of one data-parallel rank in one pass."""
     inflight: int
     """Sequences of one worker."""
+    variant: str = ""
+    """What of the question's lists was taken: block order, groups, redundant experts."""
+    redundant_experts: int = 0
     request_rate: Estimate
     """Requests per second of one worker."""
     memory: MemoryUse
@@ -86,6 +89,8 @@ class OptionPool(Document):
     workers: int
     layout: LayoutOf
     batch: int
+    variant: str = ""
+    """As `Pool.variant`."""
 
 
 class Rejected(Document):
@@ -101,11 +106,13 @@ class Rejected(Document):
 class BindingLimit(Document):
     """A limit that holds the answer back, and what the answer would be without it."""
 
-    limit: Literal["ttft_s", "tpot_s", "memory", "devices", "request_rate", "concurrency"]
+    limit: Literal["ttft_s", "tpot_s", "memory", "devices", "power_w", "usd_per_hour"]
     value: float  # unit: the limit's own
     without_output_tokens_per_s_per_device: float | None
     one_percent_more_output_tokens_per_s_per_device: float | None = None
-    """What the answer would be with 1 % more of the limit."""
+    """What the answer would be with 1 % more of the limit; devices: by the relaxed programme."""
+    one_percent_more_objective: float | None = None
+    """As `Plan.objective_value`, with 1 % more of the limit."""
 
 
 class Proof(Document):
@@ -129,6 +136,17 @@ class FrontierPoint(Document):
     meets_limits: bool
 
 
+class ParetoPlan(Document):
+    """One plan of the trade between the objective and the time between tokens."""
+
+    objective_value: float  # unit: as Plan.objective_value
+    tpot_s: Estimate
+    ttft_s: Estimate
+    devices: int
+    output_tokens_per_s: Estimate
+    pools: tuple[OptionPool, ...]
+
+
 class Plan(Document):
     """Everything that the answer to one scenario says; same scenario, same bytes."""
 
@@ -149,10 +167,19 @@ class Plan(Document):
     """Dollars for a million output tokens, where every device in use has a price."""
     energy_j_per_token: Estimate | None = None
     """Joules of all devices in use for an output token, at their stated power."""
+    objective_value: float | None = None
+    """Of the choice: output tokens per second; under a given rate devices, dollars an hour or
+    watts; else dollars a million tokens or joules a token; or seconds of a whole request."""
     options: tuple[Option, ...]
     """Ranked ways to serve, the chosen one first."""
     binding: tuple[BindingLimit, ...]
     rejected: tuple[Rejected, ...]
+    runner_up: str | None = None
+    """Why the second of the ranking lost, in one sentence."""
+    pareto: tuple[ParetoPlan, ...] = ()
+    """Each found by a cut: better in the objective than all plans of less TPOT."""
+    pareto_complete: bool | None = None
+    """Whether there is no further one; none where none was asked."""
     frontier: tuple[FrontierPoint, ...]
     proof: Proof
     assumptions: tuple[str, ...]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -17,6 +18,7 @@ from hwprofiles.units import Seconds, Share, Watts
 from planner.expert_layout import ExchangeName, ExpertLayout, Overlap
 from planner.formats.expert_load import read_expert_load
 from planner.model_library import read_model, resolve_model
+from planner.model_variants import variants_of
 from planner.moe_model import MoeModel
 from planner.offload import Offload
 from planner.routing import Routing, UniformRouting
@@ -25,6 +27,8 @@ from planner.workload import Workload
 
 Degree = Annotated[int, Field(ge=1, le=65_536)]
 Degrees = tuple[Degree, ...] | None
+Copies = Annotated[int, Field(ge=0, le=4096)]
+Order = Literal["cdac"] | Annotated[float, Field(gt=0, lt=1)]
 Price = Annotated[float, Field(gt=0, le=1e6)]
 
 
@@ -65,7 +69,12 @@ class Choices(Document):
     moe_ep: Degrees = None
     batch: Degrees = None
     """Sequences a data-parallel rank decodes at once."""
-    redundant_experts: Annotated[int, Field(ge=0, le=4096)] = 0
+    redundant_experts: Copies | Annotated[tuple[Copies, ...], Field(min_length=1)] = 0
+    """Extra expert copies of a layer; several: the planner takes the best."""
+    block_order: Annotated[tuple[Order, ...], Field(min_length=1)] | None = None
+    """`cdac`, or the ratio r by which DCCA narrows tokens before they travel; none: the model's."""
+    groups: Degrees = None
+    """Groups of equally many experts that a token draws from (MoGE); 1: any experts."""
     mtp_tokens: Annotated[int, Field(ge=0, le=8)] = 0
     """Tokens drafted a step by multi-token prediction."""
     mtp_acceptance: Share = 0.0
@@ -139,11 +148,15 @@ class Scenario(Document):
     """Experts in the host's memory or on storage; none: all in the devices' memory."""
     choices: Choices = Choices()
     limits: Limits = Limits()
-    objective: Literal["output_tokens_per_s_per_device", "cost", "energy"] = (
+    objective: Literal["output_tokens_per_s_per_device", "cost", "energy", "latency"] = (
         "output_tokens_per_s_per_device"
     )
-    """Most tokens on the devices there are (under a given rate: fewest devices), or the fewest
-    dollars or joules a token."""
+    """Most tokens on the devices there are (under a given rate: fewest devices), the fewest dollars
+    or joules a token, or the shortest request (TTFT and all its tokens) within the limits."""
+    options: Annotated[int, Field(ge=1, le=50)] = 6
+    """Distinct plans to rank."""
+    pareto: Annotated[int, Field(ge=0, le=200)] = 0
+    """Plans of the trade between objective and TPOT to look for, each by a cut; 0: none."""
     device_hour_usd: Price | None = None
     """Price of one device of `cluster`, as you pay it."""
     also: tuple[Machine, ...] = ()
@@ -165,10 +178,45 @@ class Scenario(Document):
         stated = self.offload.memory_bytes if self.offload else None
         return self.cluster.device.capacity_bytes if stated is None else stated
 
+    def variants(self) -> tuple[Variant, ...]:
+        """Every combination of block order, groups and redundant experts of the choices."""
+        choices = self.choices
+        copies = choices.redundant_experts
+        found = []
+        models = variants_of(self.model, choices.block_order, choices.groups)
+        for number, (model, changed) in enumerate(models):
+            for extra in copies if isinstance(copies, tuple) else (copies,):
+                listed = [changed] if len(models) > 1 else []
+                listed += [f"{extra} redundant experts"] if isinstance(copies, tuple) else []
+                label = ", ".join(text for text in listed if text)
+                found.append(Variant(model, number, extra, label, changed))
+        return tuple(found)
+
+    def of(self, variant: Variant) -> Scenario:
+        """The same question about one variant alone."""
+        plain = {"redundant_experts": variant.redundant_experts, "block_order": None,
+                 "groups": None}  # fmt: skip
+        choices = self.choices.model_copy(update=plain)
+        return self.model_copy(update={"model": variant.model, "choices": choices})
+
     @property
     def device_count(self) -> int:
         """Devices of all machines."""
         return self.cluster.device_count + sum(m.cluster.device_count for m in self.also)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One model and number of copies out of a question's lists."""
+
+    model: MoeModel
+    model_number: int
+    """Variants of one number run the same model."""
+    redundant_experts: int
+    label: str
+    """What was taken from lists; empty where there are none."""
+    changed: str
+    """How the model differs from the one asked about; empty where it does not."""
 
 
 def inline_files(data: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -45,13 +45,23 @@ def plan_text(plan: Plan) -> str:
         "",
         text_table(views.OPTION_HEADERS, rows),
         "",
+        *_pareto(plan),
         *(f"- {sentence}" for sentence in views.binding_sentences(plan)),
+        *([f"- second: {plan.runner_up}"] if plan.runner_up else []),
         *(f"- lost: {sentence}" for sentence in views.rejected_sentences(plan)),
         *(f"- memory: {sentence}" for sentence in views.memory_sentences(plan)),
         f"Proof: {views.proof_sentence(plan)}",
         *(f"Assumed: {text}" for text in plan.assumptions),
     ]
     return "\n".join(parts)
+
+
+def _pareto(plan: Plan) -> list[str]:
+    """The trade with TPOT, where it was asked."""
+    if plan.pareto_complete is None:
+        return []
+    rows = text_table(views.pareto_headers(plan), views.pareto_rows(plan))
+    return [views.pareto_sentence(plan), rows, ""]
 
 
 def answer_text(plan: Plan | FleetPlan) -> str:

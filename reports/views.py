@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from planner.plan import Option, Plan, Pool
+from planner.plan import BindingLimit, Option, OptionPool, Plan, Pool
 from planner.point import Estimated, MemorySummary
 from planner.quantities import Estimate
 
@@ -41,8 +41,8 @@ LIMIT = {
     "tpot_s": "TPOT",
     "memory": "memory",
     "devices": "devices",
-    "request_rate": "request rate",
-    "concurrency": "concurrency",
+    "power_w": "power",
+    "usd_per_hour": "budget",
 }
 
 
@@ -113,15 +113,10 @@ OPTION_HEADERS = ["rank", "mode", "workers", "devices", "TTFT ms", "TPOT ms", "t
 
 def option_row(option: Option) -> OptionRow:
     """Say one option; numbers are typical values."""
-    pools = " + ".join(
-        f"{pool.workers} × {ROLE[pool.role]} {pool.layout.label()} B{pool.batch}"
-        + f" on {pool.machine}" * (len({p.machine for p in option.pools}) > 1)
-        for pool in option.pools
-    )
     return OptionRow(
         rank=str(option.rank),
         mode="disaggregated" if option.mode == "disagg" else "aggregated",
-        pools=pools,
+        pools=_pools_text(option.pools),
         devices=str(option.devices),
         ttft=number(option.ttft_s.typical * 1e3),
         tpot=number(option.tpot_s.typical * 1e3),
@@ -129,6 +124,19 @@ def option_row(option: Option) -> OptionRow:
         per_device=number(option.output_tokens_per_s_per_device.typical),
         per_user=number(option.output_tokens_per_s_per_user.typical),
     )
+
+
+def _pools_text(pools: tuple[OptionPool, ...]) -> str:
+    """Workers of every pool in a line."""
+    machines, variants = ({getattr(p, name) for p in pools} for name in ("machine", "variant"))
+    text = " + ".join(
+        f"{pool.workers} × {ROLE[pool.role]} {pool.layout.label()} B{pool.batch}"
+        + f" on {pool.machine}" * (len(machines) > 1)
+        + f" ({pool.variant})" * (len(variants) > 1)
+        for pool in pools
+    )
+    shared = pools[0].variant if len(variants) == 1 else ""
+    return f"{text} ({shared})" if shared else text
 
 
 def title(plan: Plan) -> str:
@@ -160,16 +168,59 @@ def price_sentences(plan: Plan) -> list[str]:
 
 
 def binding_sentences(plan: Plan) -> list[str]:
-    """What held the answer back, and what it would be without."""
+    """What held the answer back, and what it would be without and with 1 % more."""
+    return [_binds(plan, item) for item in plan.binding]
+
+
+def _binds(plan: Plan, item: BindingLimit) -> str:
+    parts = []
+    if item.without_output_tokens_per_s_per_device is not None:
+        rate = number(item.without_output_tokens_per_s_per_device)
+        parts.append(f"without it {rate} tokens/s/device")
+    if item.one_percent_more_objective is not None and plan.objective_value:
+        change = item.one_percent_more_objective / plan.objective_value - 1
+        unit = objective_unit(plan)
+        more = f"{change:+.2%} {unit}" if abs(change) > SMALL_CHANGE else f"no change in {unit}"
+        parts.append(f"1 % more of it gives {more}")
+    return f"{LIMIT[item.limit]} binds" + (f": {'; '.join(parts)}" if parts else "")
+
+
+SMALL_CHANGE = 5e-5
+"""A change that would be shown as 0.00 %."""
+
+
+def objective_unit(plan: Plan) -> str:
+    """Unit of a plan's objective value."""
+    objective = plan.scenario.objective
+    if objective == "latency":
+        return "seconds a request"
+    if plan.scenario.workload.request_rate is not None:
+        return {"cost": "USD/h", "energy": "W"}.get(objective, "devices")
+    return {"cost": "USD per million tokens", "energy": "J per token"}.get(
+        objective, "output tokens/s"
+    )
+
+
+def pareto_headers(plan: Plan) -> list[str]:
+    """Heads of the table of plans found by cuts."""
+    return ["workers", "devices", objective_unit(plan), "TPOT ms", "TTFT ms", "tokens/s"]
+
+
+def pareto_rows(plan: Plan) -> list[list[str]]:
+    """One row a plan of the trade between objective and TPOT."""
     return [
-        f"{LIMIT[item.limit]} binds"
-        + (
-            f": without it {number(item.without_output_tokens_per_s_per_device)} tokens/s/device"
-            if item.without_output_tokens_per_s_per_device is not None
-            else ""
-        )
-        for item in plan.binding
-    ]
+        [_pools_text(item.pools), str(item.devices), number(item.objective_value, 4),
+         number(item.tpot_s.typical * 1e3), number(item.ttft_s.typical * 1e3),
+         number(item.output_tokens_per_s.typical)]
+        for item in plan.pareto
+    ]  # fmt: skip
+
+
+def pareto_sentence(plan: Plan) -> str:
+    """Whether the table is the whole trade."""
+    if plan.pareto_complete:
+        return "Every plan of the trade between objective and TPOT, each found by a cut."
+    return "The trade goes on: ask for more with pareto."
 
 
 def proof_sentence(plan: Plan) -> str:

@@ -4,10 +4,13 @@ Variables, for a candidate c of role r on machine m: use_c in {0, 1}, workers_c 
 {0 … devices of m / devices_c}, and the served rate R (requests per second). One candidate a role;
 aggregated or a pool for each phase; either pool on any machine.
 
-    maximise   R                  (where a rate is asked: minimise devices, dollars or watts)
+    maximise   R                  (where a rate is asked: minimise devices, dollars or watts;
+                                   latency: minimise Σ use_c seconds_c of a whole request)
     subject to R <= Σ (workers_c - spare use_c) rate_c     over aggregated and the slower pool
                Σ workers_c devices_c <= devices            for each machine and for all
                Σ workers_c devices_c watts_c <= power      where it is limited
+               Σ workers_c devices_c price_c <= budget     where it is limited
+               Σ use_c <= configurations                   where they are counted
                use_c <= workers_c <= most_c use_c
                Σ use_agg + Σ use_decode = 1,  Σ use_prefill = Σ use_decode
                Σ workers_c inflight_c >= concurrency, where one is given
@@ -19,11 +22,11 @@ devices is maximised for rising λ until it is zero (Dinkelbach, Management Scie
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import polars as pl
 
-from hwprofiles.errors import MoesaicError
+from hwprofiles.errors import ErrorKind, MoesaicError
 from planner.scenario import Limits, Scenario
 from planner.search.solver import Expression, Programme, Solution
 
@@ -81,16 +84,34 @@ def broken_text(row: dict[str, Any], limits: Limits) -> str:
     return f"{label} {word} {got:.1f} ms, the limit is {most:.1f} ms"
 
 
-def undominated(table: pl.DataFrame, concurrency: int | None) -> pl.DataFrame:
+def undominated(
+    table: pl.DataFrame, concurrency: int | None, seconds: pl.Expr | None = None
+) -> pl.DataFrame:
     """Keep, for each role and device count, the candidates no other beats in rate and inflight.
 
     Exact: limits are checked before, and the programme sees only devices, rate and inflight. With a
-    given concurrency a smaller inflight can serve faster, so every inflight keeps its best.
+    given concurrency a smaller inflight can serve faster, so every inflight keeps its best. Where
+    the programme sees `seconds` too, a slower candidate of shorter requests is kept.
     """
-    keys = ["machine", "role", "devices"] + ["inflight"] * (concurrency is not None)
-    best_first = table.sort(*keys, "request_rate_typical", "row",
-                            descending=[False] * len(keys) + [True, False])  # fmt: skip
-    return best_first.unique(subset=keys, keep="first", maintain_order=True)
+    keys = ["machine", "model_variant", "role", "devices"] + ["inflight"] * (
+        concurrency is not None
+    )
+    if seconds is None:
+        best_first = table.sort(*keys, "request_rate_typical", "row",
+                                descending=[False] * len(keys) + [True, False])  # fmt: skip
+        return best_first.unique(subset=keys, keep="first", maintain_order=True)
+    timed = table.with_columns(seconds.alias("seconds"))
+    best_first = timed.sort(*keys, "request_rate_typical", "seconds", "row",
+                            descending=[False] * len(keys) + [True, False, False])  # fmt: skip
+    before = pl.col("seconds").cum_min().shift(1).over(keys)
+    return best_first.filter(before.is_null() | (pl.col("seconds") < before)).drop("seconds")
+
+
+def request_seconds(osl: int) -> pl.Expr:
+    """What a role adds to a request's whole time, at typical values."""
+    return pl.col("ttft_s_typical").fill_null(0.0) + (osl - 1) * pl.col("tpot_s_typical").fill_null(
+        0.0
+    )
 
 
 def choose(table: pl.DataFrame, scenario: Scenario) -> Choice | None:
@@ -104,11 +125,13 @@ def choose(table: pl.DataFrame, scenario: Scenario) -> Choice | None:
         The choice, or none when no combination fits.
     """
     allowed = table.filter(pl.col("broken").is_null())
-    columns = undominated(allowed, scenario.workload.concurrency)
+    work = scenario.workload
+    seconds = request_seconds(work.osl) if scenario.objective == LATENCY else None
+    columns = undominated(allowed, work.concurrency, seconds)
     if columns.is_empty():
         return None
     weights = weights_of(columns, scenario)
-    if scenario.objective != THROUGHPUT and scenario.workload.request_rate is None:
+    if scenario.objective in WEIGHT and work.request_rate is None:
         solution, workers = _least_ratio(columns, weights, scenario)
     else:
         programme, workers = state_programme(columns, weights, scenario)
@@ -119,11 +142,15 @@ def choose(table: pl.DataFrame, scenario: Scenario) -> Choice | None:
         Pick(row["row"], row["role"], round(solution.values[str(workers[row["row"]])]))
         for row in columns.iter_rows(named=True)
     ]
-    picks = _quickest([pick for pick in found if pick.workers > 0], allowed)
+    picks = tuple(pick for pick in found if pick.workers > 0)
+    if scenario.objective != LATENCY:
+        picks = _quickest(picks, allowed)
+    picks = tuple(sorted(picks, key=lambda pick: ORDER.index(pick.role)))
     return Choice(picks, solution, columns.height)
 
 
-THROUGHPUT = "output_tokens_per_s_per_device"
+LATENCY: Literal["latency"] = "latency"
+THROUGHPUT: Literal["output_tokens_per_s_per_device"] = "output_tokens_per_s_per_device"
 WEIGHT = {"cost": "device_hour_usd", "energy": "device_w"}
 """Column that weighs a device under an objective; devices count as one under throughput."""
 
@@ -175,7 +202,7 @@ ORDER = ("prefill", "agg", "decode")
 """Roles in the order a request meets them."""
 
 
-def _quickest(picks: list[Pick], allowed: pl.DataFrame) -> tuple[Pick, ...]:
+def _quickest(picks: tuple[Pick, ...], allowed: pl.DataFrame) -> tuple[Pick, ...]:
     """Of candidates that serve the same rate on the same devices, take the one of least latency.
 
     The programme sees only rates; a pool that is not the slower one often has rate to spare.
@@ -189,13 +216,14 @@ def _quickest(picks: list[Pick], allowed: pl.DataFrame) -> tuple[Pick, ...]:
         equal = allowed.filter(
             pl.col("role") == pick.role,
             pl.col("machine") == row["machine"],
+            pl.col("model_variant") == row["model_variant"],
             pl.col("devices") == row["devices"],
             pl.col("request_rate_typical") * pick.workers >= served * (1 - 1e-9),
             (pl.col("inflight") >= row["inflight"]) | (pick.role == "prefill"),
         )
         best = equal.sort(latency, "row").row(0, named=True)
         swapped.append(Pick(best["row"], pick.role, pick.workers))
-    return tuple(sorted(swapped, key=lambda pick: ORDER.index(pick.role)))
+    return tuple(swapped)
 
 
 def device_limit(scenario: Scenario) -> int:
@@ -227,23 +255,43 @@ def state_programme(
         The programme and the worker variable of each row.
     """
     wanted = scenario.workload.request_rate
-    programme = Programme("pools", maximise=wanted is None)
+    quick = scenario.objective == LATENCY
+    programme = Programme("pools", maximise=wanted is None and not quick)
     columns = [_column(programme, row, scenario) for row in table.iter_rows(named=True)]
     roles = {r: [c for c in columns if c.row["role"] == r] for r in ("agg", "prefill", "decode")}
     _devices(programme, columns, scenario)
     _one_each(programme, roles)
     served = programme.number("served", 0, wanted)
     _serve(programme, roles, served, scenario.limits.spare_workers)
-    spent = [(c.workers, c.row["devices"] * weights[c.row["row"]]) for c in columns]
     if wanted is not None:
         programme.require("request_rate", programme.total([(served, 1)]) >= wanted)
+    _aim(programme, columns, served, scenario, (weights, price))
+    if scenario.workload.concurrency is not None:
+        _hold(programme, roles, served, scenario.workload.concurrency)
+    return programme, {c.row["row"]: c.workers for c in columns}
+
+
+def _aim(
+    programme: Programme, columns: list[Column], served: Expression, scenario: Scenario,
+    worth: tuple[dict[int, float], float],
+) -> None:  # fmt: skip
+    """The objective; `worth`: what a device of each row costs, and requests a unit must bring."""
+    weights, price = worth
+    spent = [(c.workers, c.row["devices"] * weights[c.row["row"]]) for c in columns]
+    if scenario.objective == LATENCY:
+        osl = scenario.workload.osl
+        whole = [(c.use, request_s(c.row, osl)) for c in columns]
+        programme.objective(programme.total([*whole, *((v, TINY * n) for v, n in spent)]))
+    elif scenario.workload.request_rate is not None:
         programme.objective(programme.total(spent))
     else:
         least = max(price, TINY)
         programme.objective(programme.total([(served, 1), *((v, -least * n) for v, n in spent)]))
-    if scenario.workload.concurrency is not None:
-        _hold(programme, roles, served, scenario.workload.concurrency)
-    return programme, {c.row["row"]: c.workers for c in columns}
+
+
+def request_s(row: dict[str, Any], osl: int) -> float:
+    """As `request_seconds`, of one row."""
+    return float((row["ttft_s_typical"] or 0.0) + (osl - 1) * (row["tpot_s_typical"] or 0.0))
 
 
 def _column(programme: Programme, row: dict[str, Any], scenario: Scenario) -> Column:
@@ -269,15 +317,26 @@ def _devices(programme: Programme, columns: list[Column], scenario: Scenario) ->
         own = [c for c in columns if c.row["machine"] == machine]
         held = programme.total([(c.workers, c.row["devices"]) for c in own])
         programme.require(f"devices_{machine}", held <= own[0].row["machine_count"])
-    if scenario.limits.power_w is not None:
-        unknown = [c for c in columns if c.row["device_w"] is None]
-        if unknown:
-            raise MoesaicError(
-                "outside_evidence", "limits.power_w needs a known power_w of every device",
-                "/limits/power_w",
-            )  # fmt: skip
-        drawn = [(c.workers, c.row["devices"] * c.row["device_w"]) for c in columns]
-        programme.require("power", programme.total(drawn) <= scenario.limits.power_w)
+    for name, column, what in SHARED:
+        value = getattr(scenario.limits, name)
+        if value is None:
+            continue
+        if any(c.row[column] is None for c in columns):
+            kind: ErrorKind = "outside_evidence" if name == "power_w" else "invalid"
+            path = f"/limits/{name}"
+            raise MoesaicError(kind, f"limits.{name} needs {what} of every device", path)
+        drawn = [(c.workers, c.row["devices"] * c.row[column]) for c in columns]
+        programme.require(name.partition("_")[0], programme.total(drawn) <= value)
+    if scenario.limits.configurations is not None:
+        counted = programme.total([(c.use, 1) for c in columns])
+        programme.require("configurations", counted <= scenario.limits.configurations)
+
+
+SHARED = (
+    ("power_w", "device_w", "a known power_w"),
+    ("usd_per_hour", "device_hour_usd", "device_hour_usd"),
+)
+"""Limits of all devices in use together: name, column that weighs a device, what must be known."""
 
 
 Roles = dict[str, list[Column]]
@@ -290,8 +349,14 @@ def _uses(columns: list[Column], weight: float = 1.0) -> list[tuple[Expression, 
 def _one_each(programme: Programme, roles: Roles) -> None:
     one_mode = programme.total(_uses(roles["agg"]) + _uses(roles["decode"]))
     programme.require("one_mode", one_mode == 1)
-    paired = programme.total(_uses(roles["prefill"]) + _uses(roles["decode"], -1.0))
-    programme.require("paired_pools", paired == 0)
+    by_model: dict[int, list[tuple[Expression, float]]] = {}
+    for role, sign in (("prefill", 1.0), ("decode", -1.0)):
+        for column in roles[role]:
+            by_model.setdefault(column.row["model_variant"], []).append((column.use, sign))
+    for number, terms in sorted(by_model.items()) or [(0, [])]:
+        # Pools that pass requests on run the same model.
+        name = "paired_pools" if len(by_model) <= 1 else f"paired_pools_{number}"
+        programme.require(name, programme.total(terms) == 0)
 
 
 def _serve(programme: Programme, roles: Roles, served: Expression, spare: int) -> None:

@@ -12,7 +12,9 @@ import polars as pl
 from planner.scenario import Scenario
 from planner.search.assignment import choose, within_limits
 
-GREATER = ("ttft_s", "tpot_s", "memory_share", "devices", "power_w")
+GREATER = ("ttft_s", "tpot_s", "memory_share", "devices", "power_w", "usd_per_hour",
+           "configurations")  # fmt: skip
+WHOLE = ("devices", "concurrency", "spare_workers", "configurations")
 """Limits that a greater value relaxes; a smaller one relaxes the others."""
 SMALLER = ("request_rate", "concurrency", "spare_workers")
 DOUBLINGS, HALVINGS = 14, 8
@@ -56,7 +58,7 @@ def _holder(scenario: Scenario, name: str) -> Any:  # noqa: ANN401 - limits or w
 
 def with_limit(scenario: Scenario, name: str, value: float | None) -> Scenario:
     """The same question with another value of one limit; none: without it."""
-    whole = name in ("devices", "concurrency", "spare_workers")
+    whole = name in WHOLE
     plain: float | None = value
     if name == "memory_share":
         plain = 1.0 if value is None else min(value, 1.0)
@@ -134,5 +136,5 @@ def _nearest(table: pl.DataFrame, scenario: Scenario, name: str, asked: float) -
         middle = (low + high) / 2
         low, high = (low, middle) if works(middle) else (middle, high)
     found = value(high)
-    whole = name in ("devices", "concurrency", "spare_workers")
+    whole = name in WHOLE
     return float(math.floor(found + 1e-9)) if whole else found

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import polars as pl
 
 from hwprofiles.errors import MoesaicError
 from planner.scenario import Limits, Scenario
-from planner.search.assignment import Choice, choose, device_limit, within_limits
+from planner.search.assignment import (
+    LATENCY,
+    SHARED,
+    THROUGHPUT,
+    WEIGHT,
+    Choice,
+    choose,
+    device_limit,
+    request_s,
+    state_programme,
+    undominated,
+    weights_of,
+    within_limits,
+)
 from planner.search.conflicts import relaxations, smallest_conflict, with_limit
 
 GIB = 2.0**30
@@ -24,31 +39,98 @@ def served_rate(choice: Choice, table: pl.DataFrame) -> float:
     return min(by_role.values())
 
 
-def binding_limits(
-    table: pl.DataFrame, scenario: Scenario, rate: float
-) -> list[tuple[str, float, float, float]]:
-    """Limits without which the programme serves more.
+@dataclass(frozen=True)
+class Binding:
+    """A limit that holds the answer back."""
 
-    Returns:
-        Name, value, requests per second without it and with 1 % more of it.
+    limit: str
+    value: float
+    without_rate: float | None
+    """Requests per second without it; none where it cannot be dropped."""
+    more_rate: float
+    """With 1 % more of it."""
+    more_objective: float
+    """What `objective_value` would be with 1 % more of it."""
+
+
+def objective_value(choice: Choice, table: pl.DataFrame, scenario: Scenario) -> float:
+    """What a choice is worth in the objective's own unit.
+
+    Output tokens per second; under a given rate devices, dollars an hour or watts; else dollars a
+    million tokens or joules a token; seconds of a whole request.
     """
+    used = table.filter(pl.col("row").is_in([pick.row for pick in choice.picks]))
+    rows = {row["row"]: row for row in used.iter_rows(named=True)}
+    osl = scenario.workload.osl
+    if scenario.objective == LATENCY:
+        return sum(request_s(rows[pick.row], osl) for pick in choice.picks)
+    column = WEIGHT.get(scenario.objective)
+    spent = sum(
+        pick.workers * rows[pick.row]["devices"] * (rows[pick.row][column] if column else 1.0)
+        for pick in choice.picks
+    )
+    if scenario.workload.request_rate is not None:
+        return float(spent)
+    tokens = served_rate(choice, table) * osl
+    if column is None:
+        return tokens
+    return float(spent / tokens * (1e6 / 3600 if scenario.objective == "cost" else 1.0))
+
+
+def greater_is_better(scenario: Scenario) -> bool:
+    """Whether more of `objective_value` is wanted."""
+    return scenario.workload.request_rate is None and scenario.objective not in (*WEIGHT, LATENCY)
+
+
+def binding_limits(table: pl.DataFrame, scenario: Scenario, choice: Choice) -> list[Binding]:
+    """Limits without which the programme does better, and the devices there are."""
+    now = objective_value(choice, table, scenario)
+    rate = served_rate(choice, table)
     found = []
-    for limit in LIMITS:
+    for limit in (*LIMITS, *(name for name, _, _ in SHARED)):
         value = getattr(scenario.limits, limit)
-        if value is None or not _breaks(table, scenario, limit):
+        if value is None or (limit in LIMITS and not _breaks(table, scenario, limit)):
             continue
-        freed = with_limit(scenario, limit, None)
-        choice = choose(within_limits(table.drop("broken"), freed), freed)
-        if choice is not None and (better := served_rate(choice, table)) > rate * (1 + 1e-6):
-            found.append((limit, value, better, _with_more(table, scenario, limit, rate)))
+        freed = _solved(table, with_limit(scenario, limit, None))
+        if freed is None or not _better(freed[1], now, scenario):
+            continue
+        eased = _solved(table, with_limit(scenario, limit, value * 1.01))
+        more = eased if eased is not None and _better(eased[1], now, scenario) else (rate, now)
+        found.append(Binding(limit, value, freed[0], *more))
+    return found + _devices_bind(table, scenario, now, rate)
+
+
+def _solved(table: pl.DataFrame, scenario: Scenario) -> tuple[float, float] | None:
+    """Requests per second and objective under other limits."""
+    choice = choose(within_limits(table.drop("broken"), scenario), scenario)
+    if choice is None:
+        return None
+    return served_rate(choice, table), objective_value(choice, table, scenario)
+
+
+def _better(value: float, now: float, scenario: Scenario) -> bool:
+    sign = 1.0 if greater_is_better(scenario) else -1.0
+    return sign * (value - now) > 1e-6 * abs(now)
+
+
+def _devices_bind(
+    table: pl.DataFrame, scenario: Scenario, now: float, rate: float
+) -> list[Binding]:
+    """What the relaxed programme pays for devices, since whole workers need many at once."""
+    if not greater_is_better(scenario):
+        return []
+    allowed = table.filter(pl.col("broken").is_null())
+    columns = undominated(allowed, scenario.workload.concurrency)
+    programme, _ = state_programme(columns, weights_of(columns, scenario), scenario)
+    prices = programme.relax().shadow_prices
+    found = []
+    most = device_limit(scenario)
+    price = sum(value for name, value in prices.items() if name.startswith("devices"))
+    if price * most > 1e-6 * rate:
+        more = price * most * 0.01
+        found.append(Binding("devices", float(most), None, rate + more,
+                             now + more * scenario.workload.osl))  # fmt: skip
     return found
-
-
-def _with_more(table: pl.DataFrame, scenario: Scenario, limit: str, rate: float) -> float:
-    """Requests per second with 1 % more of a limit; never fewer than without."""
-    eased = with_limit(scenario, limit, getattr(scenario.limits, limit) * 1.01)
-    choice = choose(within_limits(table.drop("broken"), eased), eased)
-    return rate if choice is None else max(rate, served_rate(choice, table))
 
 
 def _breaks(table: pl.DataFrame, scenario: Scenario, limit: str) -> bool:
@@ -81,7 +163,8 @@ def _too_much(table: pl.DataFrame, scenario: Scenario) -> str:
     asked = f"request_rate {work.request_rate}" if work.request_rate else ""
     asked = asked or f"concurrency {work.concurrency}"
     free = work.model_copy(update={"request_rate": None, "concurrency": None})
-    most = choose(table, scenario.model_copy(update={"workload": free}))
+    rate_first = {"workload": free, "objective": THROUGHPUT}
+    most = choose(table, scenario.model_copy(update=rate_first))
     said = f"{asked} cannot be served on {device_limit(scenario)} devices within the limits"
     if most is None:
         return said

@@ -1,5 +1,6 @@
 """From a scenario to a plan: complete, bounded, reproducible, and honest when nothing fits."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -75,13 +76,78 @@ def test_more_load_than_fits_says_what_fits():
 
 def test_a_binding_limit_would_give_more():
     plan = make_plan(read_scenario(FIRST))
-    assert plan.binding
+    assert {item.limit for item in plan.binding} >= {"tpot_s", "devices"}
     for item in plan.binding:
         now = plan.output_tokens_per_s_per_device.typical
-        assert item.without_output_tokens_per_s_per_device > now
         more = item.one_percent_more_output_tokens_per_s_per_device
         assert now * (1 - 1e-9) <= more
-        assert more <= item.without_output_tokens_per_s_per_device * (1 + 1e-9)
+        assert item.one_percent_more_objective >= plan.objective_value * (1 - 1e-9)
+        if item.limit != "devices":  # they cannot be dropped
+            assert item.without_output_tokens_per_s_per_device > now
+            assert more <= item.without_output_tokens_per_s_per_device * (1 + 1e-9)
+
+
+def test_power_and_budget_bind_and_say_what_more_gives():
+    tight = make_plan(read_scenario(FIRST, ("limits.power_w=12000",)))
+    assert "power_w" in {item.limit for item in tight.binding}
+    asked = ("device_hour_usd=3", "limits.usd_per_hour=49")
+    budget = next(item for item in make_plan(read_scenario(FIRST, asked)).binding
+                  if item.limit == "usd_per_hour")  # fmt: skip
+    assert budget.one_percent_more_objective >= 0
+    free = make_plan(read_scenario(FIRST)).output_tokens_per_s.typical
+    assert budget.without_output_tokens_per_s_per_device > free / 32
+
+
+def test_the_second_lost_for_a_reason_with_numbers():
+    plan = make_plan(read_scenario(FIRST))
+    first, second = (option.output_tokens_per_s.typical for option in plan.options[:2])
+    assert f"{1 - second / first:.1%} less than" in plan.runner_up
+    assert re.search(r"its slower pool|a sequence holds its place", plan.runner_up)
+
+
+def test_as_many_options_as_asked():
+    plan = make_plan(read_scenario(FIRST, ("options=3",)))
+    assert len(plan.options) == 3
+
+
+def test_a_trade_by_cuts_is_a_trade():
+    plan = make_plan(read_scenario(FIRST, ("pareto=40",)))
+    assert plan.pareto_complete
+    assert plan.pareto[0].objective_value == plan.objective_value
+    values = [(item.objective_value, item.tpot_s.typical) for item in plan.pareto]
+    assert values == sorted(values, reverse=True)
+    assert len({value for value, _ in values}) == len(values)
+    short = make_plan(read_scenario(FIRST, ("pareto=2",)))
+    assert short.pareto == plan.pareto[:2]
+    assert not short.pareto_complete
+
+
+def test_the_quickest_answer_that_a_budget_buys():
+    asked = ("objective=latency", "device_hour_usd=3", "limits.tpot_s=null", "limits.ttft_s=null")
+    poor, rich = (
+        make_plan(read_scenario(FIRST, (*asked, f"limits.usd_per_hour={usd}"))) for usd in (30, 96)
+    )
+    assert poor.devices * 3 <= 30
+    assert rich.objective_value <= poor.objective_value
+    osl = poor.scenario.workload.osl
+    whole = poor.ttft_s.typical + (osl - 1) * poor.tpot_s.typical
+    assert poor.objective_value == pytest.approx(whole)
+
+
+def test_lists_of_copies_groups_and_orders_are_one_question():
+    asked = ("choices.redundant_experts=[0, 32]", "choices.modes=[agg]",
+             "choices.block_order=[cdac, 0.25]", "choices.pp=[1]")  # fmt: skip
+    plan = make_plan(read_scenario(FIRST, asked))
+    alone = []
+    for order in ("cdac", "0.25"):
+        for copies in (0, 32):
+            one = (f"choices.block_order=[{order}]", f"choices.redundant_experts={copies}")
+            alone.append(make_plan(read_scenario(FIRST, (*asked, *one))))
+    best = max(alone, key=lambda found: found.objective_value)
+    assert plan.objective_value == pytest.approx(best.objective_value, rel=1e-9)
+    assert plan.proof.candidates_count == sum(one.proof.candidates_count for one in alone)
+    if plan.pools[0].variant.startswith("DCCA"):
+        assert any("must be trained so" in text for text in plan.assumptions)
 
 
 def test_looser_limits_never_serve_less():
@@ -108,6 +174,12 @@ def test_looser_limits_never_serve_less():
         ({"routing": {"kind": "measured", "counts": [[1, 2]]}}, "/routing/counts", "2 experts"),
         ({"routing": {"kind": "measured", "counts": [[-1.0] * 256]}}, "/routing", "greater than"),
         ({"choices": {"precision": "fp7"}}, "/choices", "no dtype 'fp7'"),
+        ({"choices": {"groups": [7]}}, "/choices/groups", "groups 7 must divide 256 experts"),
+        ({"choices": {"block_order": ["dcca"]}}, "/choices/block_order", "cdac"),
+        ({"choices": {"block_order": [1.5]}}, "/choices/block_order", "less than 1"),
+        ({"choices": {"redundant_experts": []}}, "/choices/redundant_experts", "at least 1"),
+        ({"limits": {"usd_per_hour": 10}}, "/limits/usd_per_hour", "device_hour_usd"),
+        ({"options": 0}, "/options", "greater than"),
     ],
 )  # fmt: skip
 def test_bad_questions_name_their_field(change, path, words):

@@ -33,7 +33,8 @@ def table_of(rows):
     """Rows of (role, devices, inflight, rate)."""
     base = {"tp": 1.0, "dp": 1.0, "pp": 1.0, "moe_tp": 1.0, "moe_ep": 1.0, "total_bytes": 1.0,
             "batch": 1.0, "ttft_s_typical": 0.1, "tpot_s_typical": 0.01, "ttft_s_high": 0.1,
-            "tpot_s_high": 0.01, "broken": None, "machine": 0, "machine_count": 8.0,
+            "tpot_s_high": 0.01, "broken": None, "machine": 0, "variant": 0,
+            "model_variant": 0, "machine_count": 8.0,
             "capacity_bytes": 8e10, "device_w": 700.0, "device_hour_usd": 2.0}  # fmt: skip
     data = [base | {"row": i, "role": role, "devices": float(size), "inflight": float(held),
                     "request_rate_typical": rate}
@@ -216,3 +217,83 @@ def test_an_objective_without_its_figures_is_refused():
             choose(table, question().model_copy(update=change))
     with pytest.raises(MoesaicError, match="power_w"):
         choose(table, question(power_w=100))
+
+
+LATENCY_ROW = st.tuples(
+    st.sampled_from(["agg", "prefill", "decode"]), st.integers(1, DEVICES), st.floats(0.1, 20),
+    st.floats(0.01, 5),
+)  # fmt: skip
+
+
+def timed(rows):
+    """Rows of (role, devices, rate, seconds): of a prefill pool its TTFT, else osl - 1 TPOT."""
+    table = table_of([(role, size, 1, rate) for role, size, rate, _ in rows])
+    ttft = [s if role == "prefill" else 0.0 for role, _, _, s in rows]
+    tpot = [0.0 if role == "prefill" else s / 9 for role, _, _, s in rows]
+    return table.with_columns(
+        ttft_s_typical=pl.Series(ttft, dtype=pl.Float64),
+        tpot_s_typical=pl.Series(tpot, dtype=pl.Float64),
+    )
+
+
+def quickest_by_hand(rows, wanted, dollars):
+    """Least seconds of one choice a role that serves a rate within the budget (2 USD a device)."""
+    most, best = min(DEVICES, dollars / 2), float("inf")
+    for role, size, rate, seconds in rows:
+        if role == "agg" and most // size * rate >= wanted and most >= size:
+            best = min(best, seconds)
+    pools = [[r for r in rows if r[0] == role] for role in ("prefill", "decode")]
+    for (_, a, ra, sa), (_, b, rb, sb) in itertools.product(*pools):
+        for n in range(1, DEVICES // a + 1):
+            left = (most - n * a) // b
+            if left >= 1 and min(n * ra, left * rb) >= wanted:
+                best = min(best, sa + sb)
+    return best
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(LATENCY_ROW, min_size=1, max_size=8), st.floats(0.1, 30), st.floats(2, 16))
+def test_the_quickest_choice_under_a_budget_equals_brute_force(rows, wanted, dollars):
+    asked = question({"request_rate": wanted}, usd_per_hour=dollars)
+    choice = choose(timed(rows), asked.model_copy(update={"objective": "latency"}))
+    near = [quickest_by_hand(rows, wanted * edge, dollars) for edge in (1 - 1e-6, 1 + 1e-6)]
+    found = float("inf") if choice is None else sum(rows[pick.row][3] for pick in choice.picks)
+    assert near[0] - 1e-4 <= found <= near[1] + 1e-4
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(ROW, min_size=1, max_size=8))
+def test_one_configuration_leaves_aggregated_workers(rows):
+    choice = choose(table_of(rows), question(configurations=1))
+    expected = best_by_hand([row for row in rows if row[0] == "agg"])
+    if expected == 0:
+        assert choice is None
+        return
+    (pick,) = choice.picks
+    assert pick.workers * rows[pick.row][3] == pytest.approx(expected, rel=1e-4)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(st.tuples(ROW, st.integers(0, 1)), min_size=1, max_size=8))
+def test_pools_that_pass_requests_on_run_one_model(rows):
+    plain = [row for row, _ in rows]
+    models = pl.Series([model for _, model in rows], dtype=pl.UInt32)
+    choice = choose(table_of(plain).with_columns(model_variant=models), question())
+    expected = max(best_by_hand([r for r, m in rows if m == model]) for model in (0, 1))
+    if expected == 0:
+        assert choice is None
+        return
+    assert len({rows[pick.row][1] for pick in choice.picks}) == 1
+    by_role = {pick.role: pick.workers * plain[pick.row][3] for pick in choice.picks}
+    assert min(by_role.values()) == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_latency_programme_reads_as_reviewed(tmp_path):
+    rows = [("agg", 4, 5.0, 3.0), ("prefill", 2, 9.0, 0.5), ("decode", 4, 6.0, 2.0)]
+    asked = question({"request_rate": 4.0}, usd_per_hour=12.0, power_w=5000, configurations=2)
+    asked = asked.model_copy(update={"objective": "latency"})
+    table = timed(rows)
+    programme, _ = state_programme(table, dict.fromkeys(table["row"], 1.0), asked)
+    written = tmp_path / "latency.lp"
+    programme.write_lp(written)
+    assert written.read_text() == GOLDEN.with_name("latency.lp").read_text()
