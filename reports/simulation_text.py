@@ -8,6 +8,7 @@ from typing import Any
 from hwprofiles.document import Document
 from planner.quantities import Estimate
 from planner.simulation.question import SimulationAnswer
+from planner.simulation.told import EventCost
 from reports import views
 from reports.text import text_table
 
@@ -38,8 +39,29 @@ def simulation_text(answer: SimulationAnswer) -> str:
         "",
         text_table(["figure", "typical", "low", "high"], rows),
         "",
+        *(_event(event) for event in answer.events),
         *(f"Assumed: {text}" for text in answer.assumptions),
     ])  # fmt: skip
+
+
+def _event(event: EventCost) -> str:
+    """One scale operation or failure as a sentence."""
+    cost, number = event.cost, views.number
+    text = (
+        f"At {number(event.at_s)} s: {event.kind} of {event.pool} {event.replica}, "
+        f"{event.dp_before} to {event.dp} ranks, {cost.strategy.replace('_', ' ')} in "
+        f"{number(cost.duration_s or 0.0)} s ({_cell('phases', cost.phases)}), down for "
+        f"{number(cost.downtime_s or 0.0)} s, peak {number((cost.peak_bytes or 0.0) / views.GIB)} "
+        "GiB"
+    )
+    if event.layout is None:
+        return text
+    layout = event.layout
+    return (
+        f"{text}; {layout.lost_experts_count} experts lost, {layout.moves_count} slots changed, "
+        f"busiest over mean {number(layout.busy_ratio)} ({number(layout.busy_kept_ratio)} without "
+        "other moves)"
+    )
 
 
 def facts_text(answer: Document) -> str:

@@ -105,31 +105,35 @@ class Autoscale:
         rule: name in `POLICIES`.
         bounds: what it may do.
         every_s: how often it looks.
-        change: gives the change from so many ranks to so many, beginning at a time.
+        change: gives the changes from so many ranks to so many, beginning at a time: one for each
+            group that changes together.
         meets: whether a request that finished then met its limits.
     """
 
     rule: str
     bounds: Bounds
     every_s: float
-    change: Callable[[int, int, float], LayoutChange]
+    change: Callable[[int, int, float], Sequence[LayoutChange]]
     meets: Callable[[Request, float], bool]
 
 
 class Autoscaler:
-    """Looks at one group at even times while requests are unanswered, and changes its ranks."""
+    """Looks at even times while requests are unanswered, and changes ranks.
+
+    What it looks at is one group, or all batches in flight of one replica with pipeline stages.
+    """
 
     def __init__(
         self,
         clock: Clock,
-        group: Group,
+        groups: Sequence[Group],
         changes: LayoutChanges,
         settings: Autoscale,
         busy: Callable[[], bool],
     ) -> None:
         if not settings.every_s > 0:
             raise MoesaicError("invalid", f"a controller that looks every {settings.every_s} s")
-        self._clock, self._group, self._changes = clock, group, changes
+        self._clock, self._groups, self._changes = clock, groups, changes
         self._settings, self._busy = settings, busy
         self._rule = policy(settings.rule)
         self._rates: list[float] = []
@@ -147,19 +151,21 @@ class Autoscaler:
         self._met += self._settings.meets(request, end_s)
 
     def _look(self) -> None:
-        settings, group = self._settings, self._group
+        settings, groups = self._settings, self._groups
         self._rates.append(self._arrived / settings.every_s)
-        ranks = len(group.ranks)
+        ranks = len(groups[0].ranks)
         self.rank_seconds += ranks * settings.every_s
         seen = Window(
             self._rates,
-            group.waiting,
+            sum(group.waiting for group in groups),
             self._met / self._finished if self._finished else 1.0,
             ranks,
         )
         self._arrived = self._finished = self._met = 0
         wanted = self._rule(seen, settings.bounds)
-        if wanted != ranks and group.index not in self._changes.running:
-            self._changes.begin(settings.change(ranks, wanted, self._clock.now))
+        busy = any(group.index in self._changes.running for group in groups)
+        if wanted != ranks and not busy:
+            for change in settings.change(ranks, wanted, self._clock.now):
+                self._changes.begin(change)
         if self._busy():
             self._clock.call_at(self._clock.now + settings.every_s, self._look, ARRIVAL)

@@ -1,44 +1,58 @@
-"""A question's scale events and controller as layout changes: bytes and seconds of each layout."""
+"""A question's scale events, failures and controller as layout changes of one pool."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from hwprofiles.errors import MoesaicError
 from planner.simulation.autoscale import Autoscale, Bounds, policy
 from planner.simulation.elastic import ScaleCosts, Scaling, scale
+from planner.simulation.failures import Loss, RelayoutPlanner, lost_ranks
 from planner.simulation.planned_steps import PlannedSteps, Side
-from planner.simulation.question import ScaleEvent, SimulationQuestion
+from planner.simulation.question import PoolLayout, PoolName, ScaleEvent, SimulationQuestion
 from planner.simulation.rank import EngineLimits
 from planner.simulation.scaling import LayoutChange
-from planner.simulation.sequence import Sequence
+from planner.simulation.sequence import Sequence as Request
 from planner.simulation.summary import Slo
+from planner.simulation.told import EventCost, told
 
 StepsOf = Callable[[int], PlannedSteps]
-"""Priced passes of the first pool's layout with so many data-parallel ranks."""
+"""Priced passes of a pool's layout with so many data-parallel ranks."""
 _OWN_DEVICES = ("horizontal",)
 COLOCATED = "colocated"
 
 
-class ScalePlanner:
-    """Turns changes of `dp` into layout changes.
+@dataclass(frozen=True)
+class ScaledPool:
+    """A pool whose ranks may change.
 
     Args:
-        question: the question, with `scale_rates`.
-        steps_of: prices a layout; called once for each `dp`.
+        name: which of the question's pools.
+        layout: its layout at the start.
+        first_group: its first group among all groups of the run.
+        steps_of: prices a number of ranks; called once for each.
         block_bytes: one KV block on one device.
     """
 
-    def __init__(self, question: SimulationQuestion, steps_of: StepsOf, block_bytes: float) -> None:
+    name: PoolName
+    layout: PoolLayout
+    first_group: int
+    steps_of: StepsOf
+    block_bytes: float
+
+
+class ScalePlanner:
+    """Turns changes of one pool's `dp` into layout changes."""
+
+    def __init__(self, question: SimulationQuestion, pool: ScaledPool) -> None:
         rates = question.scale_rates
         assert rates is not None  # noqa: S101 - the document says so
         tier = question.cluster.tier_for(question.cluster.device_count)
         self._question = question
-        self._block_bytes = block_bytes
+        self._pool = pool
         self._kv_bytes = 0.0
-        self._steps_of = steps_of
         self._steps: dict[int, PlannedSteps] = {}
         self._costs = ScaleCosts(
             link_bytes_per_s=rates.link_bytes_per_s or tier.bandwidth_bytes_per_s.value,
@@ -47,11 +61,17 @@ class ScalePlanner:
             warm_up_s=rates.warm_up_s,
             regroup_s=rates.regroup_s,
         )
+        self._relayout = RelayoutPlanner(question, pool.layout, self._costs)
+
+    @property
+    def name(self) -> PoolName:
+        """Which pool."""
+        return self._pool.name
 
     def steps(self, dp: int) -> PlannedSteps:
         """Priced passes with so many ranks."""
         if dp not in self._steps:
-            self._steps[dp] = self._steps_of(dp)
+            self._steps[dp] = self._pool.steps_of(dp)
         return self._steps[dp]
 
     def limits(self, limits: EngineLimits) -> EngineLimits:
@@ -63,26 +83,26 @@ class ScalePlanner:
         Raises:
             MoesaicError: `infeasible` when no block is left.
         """
-        blocks = limits.kv_blocks
+        blocks, stages = limits.kv_blocks, self._pool.layout.pp
         after = self._beside()
         if after:
             beside = max(self.steps(dp).worker_bytes(0.0).weight_bytes for dp in after)
-            blocks -= math.ceil(beside / self._block_bytes)
+            blocks -= math.ceil(beside / self._pool.block_bytes / stages)
         if blocks < 1:
             raise MoesaicError(
                 "infeasible",
                 "colocated scaling keeps room for a second copy of the weights; no KV block is "
                 "left beside it; elastic or cold_restart would work", "/events",
             )  # fmt: skip
-        self._kv_bytes = blocks * self._block_bytes
+        self._kv_bytes = blocks * stages * self._pool.block_bytes
         return replace(limits, kv_blocks=blocks)
 
     def _beside(self) -> set[int]:
         """Ranks of the layouts that boot beside another one on the same devices."""
-        found = {e.dp for e in self._question.events
-                 if e.kind == "scale" and e.strategy == COLOCATED}  # fmt: skip
+        found = {e.dp for e in self._events() if e.kind == "scale" and e.strategy == COLOCATED}
         controller = self._question.autoscale
-        if controller is not None and controller.strategy == COLOCATED:
+        mine = controller is not None and controller.pool == self.name
+        if controller is not None and mine and controller.strategy == COLOCATED:
             found.add(controller.fewest)  # the fewest ranks hold the most weights each
         return found
 
@@ -97,50 +117,103 @@ class ScalePlanner:
         held = [self.steps(dp).worker_bytes(self._kv_bytes) for dp in (before, after)]
         return scale(strategy, held[0], held[1], self._costs)
 
-    def change(self, event: ScaleEvent, before: int, side: Side, *, group: int = 0) -> LayoutChange:
-        """One event as a layout change.
-
-        A failure boots what is left again, with everything that was running recomputed.
-        """
-        failed = event.kind == "failure"
-        if failed and not (event.dp < before and event.lost_rank < before):
-            raise MoesaicError(
-                "invalid",
-                f"a failure of rank {event.lost_rank} among {before} cannot leave {event.dp}",
-                "/events",
+    def change(self, event: ScaleEvent, before: int, side: Side) -> tuple[LayoutChange, ...]:
+        """One event as layout changes, one for each batch in flight, all alike."""
+        cost, loss = self._taken(event, before)
+        keeps = loss is not None and loss.layout is not None
+        steps = self.steps(event.dp)
+        seconds = steps.weighed(side, loss.factor) if loss and keeps else steps.seconds(side)
+        return tuple(
+            LayoutChange(
+                at_s=event.at_s, duration_s=cost.duration_s, dp=event.dp, seconds=seconds,
+                down=cost.downtime_s > 0, caches_lost=not keeps, hold=cost.intake_paused_s > 0,
+                lost_ranks=loss.ranks if loss else (), group=group,
             )
-        cost = self.cost("cold_restart" if failed else event.strategy, before, event.dp)
-        return LayoutChange(
-            at_s=event.at_s, duration_s=cost.duration_s, dp=event.dp,
-            seconds=self.steps(event.dp).seconds(side), down=cost.downtime_s > 0,
-            hold=cost.intake_paused_s > 0, lost_ranks=(event.lost_rank,) if failed else (),
-            group=group,
+            for group in self.groups(event.replica)
         )  # fmt: skip
 
+    def groups(self, replica: int) -> range:
+        """Groups of a replica: one, or one for each batch in flight."""
+        stages = self._pool.layout.pp
+        first = self._pool.first_group + replica * stages
+        return range(first, first + stages)
+
+    def _taken(self, event: ScaleEvent, before: int) -> tuple[Scaling, Loss | None]:
+        """What an event takes, and for a failure what it took away."""
+        if event.kind == "failure":
+            return self._failure(event, before)
+        self._relayout.forget(event.replica)
+        return self.cost(event.strategy, before, event.dp), None
+
+    def _failure(self, event: ScaleEvent, before: int) -> tuple[Scaling, Loss]:
+        """A failure boots what is left again, or lays its experts out anew."""
+        ranks = lost_ranks(event, self._pool.layout, self._question.cluster)
+        if not ranks or max(ranks) >= before or event.dp > before - len(ranks):
+            raise MoesaicError(
+                "invalid",
+                f"a failure of rank {', '.join(map(str, ranks))} among {before} cannot leave "
+                f"{event.dp}",
+                "/events",
+            )
+        if event.recover == "restart":
+            return self.cost("cold_restart", before, event.dp), Loss(ranks)
+        held = self.steps(before).worker_bytes(self._kv_bytes)
+        return self._relayout.plan(event, ranks, before, held)
+
+    def _events(self) -> list[ScaleEvent]:
+        return [event for event in self._question.events if event.pool == self.name]
+
     def events(self, side: Side) -> tuple[LayoutChange, ...]:
-        """All events of the question."""
-        before = self._question.layout.dp
-        changes = []
-        for event in self._question.events:
-            changes.append(self.change(event, before, side))
-            before = event.dp
-        return tuple(changes)
+        """All events of the pool."""
+        return tuple(
+            change
+            for event, before in self._in_order()
+            for change in self.change(event, before, side)
+        )
+
+    def costs(self) -> tuple[EventCost, ...]:
+        """What each event takes, for the answer."""
+        found = []
+        for event, before in self._in_order():
+            cost, loss = self._taken(event, before)
+            found.append(EventCost(
+                kind=event.kind, pool=event.pool, replica=event.replica, at_s=event.at_s,
+                dp_before=before, dp=event.dp, cost=told(cost),
+                layout=None if loss is None else loss.layout,
+            ))  # fmt: skip
+        return tuple(found)
+
+    def _in_order(self) -> Sequence[tuple[ScaleEvent, int]]:
+        """Events with the ranks that their replica has before them."""
+        ranks = dict.fromkeys(range(self._pool.layout.replicas), self._pool.layout.dp)
+        self._relayout.start()
+        found = []
+        for event in self._events():
+            if event.replica not in ranks:
+                raise MoesaicError(
+                    "invalid",
+                    f"no replica {event.replica} among {len(ranks)} of {self.name}",
+                    "/events",
+                )
+            found.append((event, ranks[event.replica]))
+            ranks[event.replica] = event.dp
+        return found
 
     def autoscale(self, side: Side) -> Autoscale | None:
-        """The question's controller."""
+        """The question's controller, if it is this pool's."""
         asked = self._question.autoscale
-        if asked is None:
+        if asked is None or asked.pool != self.name:
             return None
         policy(asked.policy)
         limits = self._question.slo
         bounds = Bounds(asked.fewest, asked.most, asked.rank_request_rate)
         slo = Slo(limits.ttft_s, limits.tpot_s, limits.e2e_s)
 
-        def change(before: int, after: int, now_s: float) -> LayoutChange:
+        def change(before: int, after: int, now_s: float) -> tuple[LayoutChange, ...]:
             event = ScaleEvent(at_s=now_s, dp=after, strategy=asked.strategy)
             return self.change(event, before, side)
 
-        def meets(sequence: Sequence, end_s: float) -> bool:
+        def meets(sequence: Request, end_s: float) -> bool:
             return slo.holds(
                 sequence.first_token_s - sequence.arrival_s,
                 end_s - sequence.arrival_s,

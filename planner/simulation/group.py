@@ -14,6 +14,7 @@ from math import log
 from planner.simulation.clock import Clock
 from planner.simulation.rank import Rank
 from planner.simulation.sequence import Sequence
+from planner.simulation.stages import Stages
 from planner.simulation.step_seconds import Iteration, StepSeconds
 
 _LONGEST_STRETCH = 256
@@ -52,6 +53,7 @@ class Group:
         self._seconds = seconds
         self._next_arrival_s = next_arrival_s
         self._most = _LONGEST_STRETCH if skip_quiet else 1
+        self._stages: Stages | None = None
         self._ends: list[float] = []
         self._starts_s = 0.0
         self._shapes: list[Iteration] = []
@@ -67,6 +69,13 @@ class Group:
         self.prefill_tokens = 0
         self.decode_tokens = 0
         self.itl_counts: dict[int, int] = {}
+
+    def share(self, stages: Stages) -> None:
+        """Send batches through pipeline stages that other groups use, too.
+
+        When a stage is free depends on the others: no stretch can be planned ahead any more.
+        """
+        self._stages, self._most = stages, 1
 
     @property
     def load(self) -> int:
@@ -145,7 +154,9 @@ class Group:
         if _nothing(shapes):
             return
         steps = min(rank.quiet_steps(self._most) for rank in self.ranks)
-        end_s = now_s + self._seconds(shapes)
+        seconds = self._seconds(shapes)
+        stages = self._stages
+        end_s = now_s + seconds if stages is None else stages.pass_end_s(now_s, seconds)
         self._starts_s = now_s
         self._shapes = shapes
         self._ends = [end_s]

@@ -31,15 +31,21 @@ class KvLinks:
         self.count = count
         self._rate = link_bytes_per_s
         self._latency_s = link_latency_s
-        self._free_s = [0.0] * count
+        self._free_s: dict[tuple[int, int], float] = {}
         self.moved_bytes = 0.0
         self.busy_s = 0.0
         self.waited_s = 0.0
 
-    def send(self, link: int, size_bytes: float, arrived: Callable[[], None]) -> None:
-        """Queue a transfer and call `arrived` when its last byte is there."""
+    def send(self, link: tuple[int, int], size_bytes: float, arrived: Callable[[], None]) -> None:
+        """Queue a transfer and call `arrived` when its last byte is there.
+
+        Args:
+            link: group and rank of the sender.
+            size_bytes: what travels.
+            arrived: called then.
+        """
         now_s = self._clock.now
-        start_s = max(now_s, self._free_s[link])
+        start_s = max(now_s, self._free_s.get(link, 0.0))
         took_s = size_bytes / self._rate
         self._free_s[link] = start_s + took_s
         self.moved_bytes += size_bytes

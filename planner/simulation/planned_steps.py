@@ -73,21 +73,21 @@ class PlannedSteps:
         layout: the worker's layout; its `dp` ranks step together.
         limits: what the engine is started with.
         axes: where to price.
+        redundant: expert copies of a layer beyond those that make experts divide.
 
     Raises:
-        MoesaicError: `invalid` for a layout that the model does not allow or for pipeline stages.
+        MoesaicError: `invalid` for a layout that the model does not allow.
     """
 
     def __init__(
-        self, question: Question, layout: Layout, limits: EngineLimits, axes: GridAxes
+        self,
+        question: Question,
+        layout: Layout,
+        limits: EngineLimits,
+        axes: GridAxes,
+        redundant: int = 0,
     ) -> None:
-        if layout.pp != 1:
-            raise MoesaicError(
-                "invalid",
-                f"pp {layout.pp}: pipeline stages are not simulated; ask pp 1, or use estimate",
-                "/pp",
-            )
-        spare = _spare_experts(question.model, layout.moe_ep)
+        spare = spare_experts(question.model, layout.moe_ep, redundant)
         broken = broken_rule(layout, question.model, question.formats.weights.routed, spare)
         if broken is not None:
             raise MoesaicError("invalid", broken, "/tp")
@@ -100,7 +100,7 @@ class PlannedSteps:
             )
         self._question, self._layout = question, layout
         self._axes = axes
-        self.priced = price(_passes(axes, layout, limits, question), question)
+        self.priced = price(_passes(axes, layout, limits, question, spare), question)
         self.source: Source = weakest_source(self.priced.timed)
 
     def seconds(self, side: Side) -> PlannedRankSeconds:
@@ -127,16 +127,25 @@ class PlannedSteps:
         if moe is None or ranks == 1 or moe.experts % ranks:
             return planned
         shares = expert_shares(self._question.routing, moe, len(self._question.model.moe_layers))
+        return DrawnLoadSeconds(
+            planned, self._experts(side), busy_factors(shares, moe, ranks, seed), seed
+        )
+
+    def weighed(self, side: Side, factor: float) -> StepSeconds:
+        """Step seconds when the busiest rank's experts take a factor of what was priced."""
+        return DrawnLoadSeconds(self.seconds(side), self._experts(side), {1: [factor]}, 0)
+
+    def _experts(self, side: Side) -> tuple[Grid, Grid]:
+        """The experts' part of prefill and decode passes."""
         spent = self.priced.timed.filter(kernel="grouped_gemm")
         seconds = (spent[f"{side}_s"] * spent["repeat_count"]).to_numpy()
         passes = self.priced.passes
         by_point = np.bincount(spent["point"].to_numpy(), seconds, passes.height)
         filled = passes.with_columns(pl.Series("experts_s", by_point[passes["point"].to_numpy()]))
-        grids = (
+        return (
             Grid(filled.filter(phase="prefill"), ["new_tokens", "past_tokens"], "experts_s"),
             Grid(filled.filter(phase="decode"), ["batch", "past_tokens"], "experts_s"),
         )
-        return DrawnLoadSeconds(planned, grids, busy_factors(shares, moe, ranks, seed), seed)
 
     def kv_blocks(self, capacity_bytes: float, block_tokens: int) -> int:
         """KV blocks of one rank beside weights, buffers and the largest pass's activations.
@@ -213,18 +222,20 @@ class PlannedRankSeconds:
         return both_s + max(cache_s, 0.0)
 
 
-def _spare_experts(model: MoeModel, moe_ep: int) -> int:
-    """Copies that make the experts divide among the ranks, as engines add them."""
-    return -model.moe.experts % moe_ep if model.moe is not None else 0
+def spare_experts(model: MoeModel, moe_ep: int, redundant: int = 0) -> int:
+    """Copies: those asked for, and those that make all divide among the ranks, as engines do."""
+    if model.moe is None:
+        return 0
+    return redundant + -(model.moe.experts + redundant) % moe_ep
 
 
 def _passes(
-    axes: GridAxes, layout: Layout, limits: EngineLimits, question: Question
+    axes: GridAxes, layout: Layout, limits: EngineLimits, question: Question, spare: int = 0
 ) -> pl.DataFrame:
     shared: dict[str, object] = {
         "tp": layout.tp, "dp": layout.dp, "pp": layout.pp, "moe_tp": layout.moe_tp,
         "moe_ep": layout.moe_ep, "devices": layout.devices, "osl": 1.0,
-        "redundant_experts": _spare_experts(question.model, layout.moe_ep),
+        "redundant_experts": spare,
         "step_tokens": tokens_per_step(limits.mtp_tokens, limits.mtp_acceptance_ratio),
         "node_devices": question.cluster.devices_per_node,
     }  # fmt: skip

@@ -15,6 +15,7 @@ from planner.model_library import resolve_model
 from planner.moe_model import MoeModel
 from planner.routing import Routing, UniformRouting
 from planner.simulation.serving import ROUTERS
+from planner.simulation.told import EventCost
 
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 Tokens = Annotated[int, Field(ge=1, le=100_000_000)]
@@ -105,6 +106,10 @@ class PoolLayout(Document):
     """Attention data-parallel ranks, which step together."""
     moe_tp: Count | None = None
     moe_ep: Count | None = None
+    pp: Annotated[int, Field(ge=1, le=64)] = 1
+    """Pipeline stages; as many batches are in flight, each with its part of sequences and KV."""
+    redundant_experts: Annotated[int, Field(ge=0, le=4096)] = 0
+    """Expert copies of a layer beyond those that make experts divide among ranks."""
     replicas: Count = 1
     router: str = "least_loaded"
 
@@ -129,25 +134,40 @@ class ScaleRates(Document):
     """None: the cluster's tier that joins the worker's devices."""
 
 
+PoolName = Literal["layout", "decode"]
+
+
 class ScaleEvent(Document):
-    """The first pool's groups change their data-parallel ranks, or lose one."""
+    """A replica changes its data-parallel ranks, or loses some."""
 
     kind: Literal["scale", "failure"] = "scale"
     at_s: Seconds
     dp: Count
     """Ranks afterwards."""
     strategy: str = "elastic"
-    """elastic, cold_restart, extravagant, colocated; a failure is a cold restart that nobody
-    planned."""
+    """elastic, cold_restart, extravagant, colocated; for a failure see `recover`."""
+    pool: PoolName = "layout"
+    """Whose engines: those of `layout`, or of `decode`."""
+    replica: Annotated[int, Field(ge=0)] = 0
     lost_rank: Annotated[int, Field(ge=0)] = 0
     """For a failure: the rank that is gone."""
+    lost_ranks: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    """In its place: several ranks."""
+    lost_node: Annotated[int, Field(ge=0)] | None = None
+    """In its place: every rank with a device on this node, devices in order."""
+    recover: Literal["restart", "relayout"] = "restart"
+    """After a failure: boot what is left again, or keep engines and caches of what is left and lay
+    the experts out anew."""
+    max_moves: Annotated[int, Field(ge=0)] | None = None
+    """For `relayout`: expert slots of all layers that may change, lost experts included."""
 
 
 class AutoscaleSettings(Document):
-    """A controller that changes the first group's ranks."""
+    """A controller that changes the ranks of a pool's first replica."""
 
     policy: str
     """threshold, attainment or forecast."""
+    pool: PoolName = "layout"
     every_s: Seconds
     fewest: Count = 1
     most: Count
@@ -205,6 +225,10 @@ class SimulationQuestion(Document):
             raise ValueError("events and autoscale need scale_rates: what scaling costs here")
         if self.events and self.autoscale:
             raise ValueError("give events or autoscale, not both")
+        pools = {event.pool for event in self.events}
+        pools |= {self.autoscale.pool} if self.autoscale else set()
+        if "decode" in pools and self.decode is None:
+            raise ValueError("events and autoscale of the decode pool need decode")
         return self
 
 
@@ -230,5 +254,7 @@ class SimulationAnswer(Document):
     summary: dict[str, Figure]
     seeds: int
     kv_blocks: int
-    """Of one rank."""
+    """Of one rank, or of one batch in flight with pipeline stages."""
+    events: tuple[EventCost, ...] = ()
+    """Scale operations and failures that were asked for."""
     assumptions: tuple[str, ...]

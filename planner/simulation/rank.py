@@ -63,6 +63,7 @@ class Rank:
         self._prefilling: list[Sequence] = []
         self._chunks: list[tuple[Sequence, int]] = []
         self._decoding: dict[Sequence, None] = {}
+        self._handed: dict[Sequence, None] = {}
         self._finishes: list[tuple[int, int, int, Sequence]] = []
         self._calendar = DecodeCalendar(limits.block_tokens)
         self._step = 0
@@ -277,6 +278,7 @@ class Rank:
             self.drop(sequence)
             self._on_finish(sequence, end_s)
         elif self._hand_over is not None:
+            self._handed[sequence] = None
             self._hand_over(sequence, self)
         else:
             self._start_decode(sequence)
@@ -346,27 +348,36 @@ class Rank:
         else:
             sequence = next(reversed(self._decoding))
             self._leave_decode(sequence)
+        self._forget(sequence)
+        self.waiting.appendleft(sequence)
+
+    def _forget(self, sequence: Sequence) -> None:
+        """Give a sequence's cache up; what it has computed and emitted is a prompt again."""
         self.drop(sequence)
         sequence.prompt_tokens = sequence.request.isl_tokens + sequence.emitted_tokens
         sequence.done_tokens = 0
         sequence.preemptions += 1
         self.preemptions += 1
-        self.waiting.appendleft(sequence)
 
     def evict_all(self) -> list[Sequence]:
         """Give up every sequence, running ones to be recomputed: in order of admission, then wait.
 
-        To be called between iterations.
+        Caches on their way to another pool are lost, too. To be called between iterations.
         """
         while self.running:
             self._preempt()
-        gone = [*self.waiting, *self._fresh]
+        travelling = list(self._handed)
+        for sequence in travelling:
+            sequence.epoch += 1
+            self._forget(sequence)
+        gone = [*travelling, *self.waiting, *self._fresh]
         self.waiting.clear()
         self._fresh.clear()
         return gone
 
     def drop(self, sequence: Sequence) -> None:
         """Give a sequence's blocks back; its prefix units stay cached."""
+        self._handed.pop(sequence, None)
         self.kv.give(sequence.blocks)
         self.kv.release(sequence.units)
         sequence.blocks, sequence.units = 0, []

@@ -9,6 +9,7 @@ from hwprofiles.errors import MoesaicError
 from planner.simulation.clock import ARRIVAL, Clock
 from planner.simulation.group import Group
 from planner.simulation.rank import Rank
+from planner.simulation.sequence import Sequence
 from planner.simulation.step_seconds import StepSeconds
 
 
@@ -21,7 +22,8 @@ class LayoutChange:
         duration_s: until the new layout serves.
         dp: ranks afterwards.
         seconds: step seconds of the new layout.
-        down: whether nothing is served meanwhile; running sequences then lose their caches.
+        down: whether nothing is served meanwhile.
+        caches_lost: whether all running sequences lose their caches when it is down.
         hold: whether arrivals wait outside meanwhile.
         lost_ranks: ranks whose caches are gone (a failure, or devices taken away).
         group: which group changes.
@@ -32,6 +34,7 @@ class LayoutChange:
     dp: int
     seconds: StepSeconds
     down: bool = False
+    caches_lost: bool = True
     hold: bool = True
     lost_ranks: tuple[int, ...] = ()
     group: int = 0
@@ -45,8 +48,9 @@ class LayoutChanges:
     Args:
         clock: the simulation's clock.
         groups: groups that may change.
-        changes: what happens, in order of time and not overlapping.
-        new_rank: builds an empty rank.
+        changes: what happens; those of one group in order of time and not overlapping.
+        new_rank: builds an empty rank for a group.
+        elsewhere: takes a sequence whose cache is gone from a group, or says false.
     """
 
     def __init__(
@@ -54,23 +58,26 @@ class LayoutChanges:
         clock: Clock,
         groups: list[Group],
         changes: tuple[LayoutChange, ...],
-        new_rank: Callable[[], Rank],
+        new_rank: Callable[[Group], Rank],
+        elsewhere: Callable[[Group, Sequence], bool] | None = None,
     ) -> None:
         self._clock = clock
         self._groups = groups
         self._new_rank = new_rank
+        self._elsewhere = elsewhere
         self._due: dict[int, Callable[[Group], None]] = {}
         self.spans: list[tuple[float, float]] = []
         self.running: set[int] = set()
-        end_s = 0.0
+        ends: dict[int, float] = {}
         for change in changes:
-            if change.at_s < end_s or change.dp < 1 or change.group >= len(groups):
+            early = change.at_s < ends.get(change.group, 0.0)
+            if early or change.dp < 1 or change.group >= len(groups):
                 raise MoesaicError(
                     "invalid",
                     f"layout change at {change.at_s} s: changes follow one another, keep at least "
                     f"one rank, and name one of {len(groups)} groups",
                 )
-            end_s = change.at_s + change.duration_s
+            ends[change.group] = change.at_s + change.duration_s
             clock.call_at(change.at_s, self._starter(change), ARRIVAL)
 
     def _starter(self, change: LayoutChange) -> Callable[[], None]:
@@ -105,14 +112,18 @@ class LayoutChanges:
 
     def _apply(self, group: Group, change: LayoutChange) -> None:
         ranks = list(group.ranks)
-        gone = set(range(len(ranks))) if change.down else set(change.lost_ranks)
+        everything = change.down and change.caches_lost
+        gone = set(range(len(ranks))) if everything else set(change.lost_ranks)
         leaving = max(len(ranks) - change.dp, 0)
-        removed = [rank for rank in sorted(gone) if not change.down][:leaving]
+        removed = [rank for rank in sorted(gone) if not everything][:leaving]
         removed += [i for i in reversed(range(len(ranks))) if i not in removed][
             : leaving - len(removed)
         ]
         moved = [s for i in sorted(gone | set(removed)) for s in ranks[i].evict_all()]
         kept = [rank for i, rank in enumerate(ranks) if i not in removed]
-        kept += [self._new_rank() for _ in range(change.dp - len(kept))]
+        kept += [self._new_rank(group) for _ in range(change.dp - len(kept))]
         self.running.discard(group.index)
-        group.resume(kept, change.seconds, sorted(moved, key=lambda s: s.index))
+        moved.sort(key=lambda s: s.index)
+        leave = self._elsewhere
+        back = [s for s in moved if leave is None or s.done_tokens or not leave(group, s)]
+        group.resume(kept, change.seconds, back)

@@ -13,10 +13,11 @@ from hwprofiles.library import resolve_cluster
 from hwprofiles.units import Share
 from planner.model_library import resolve_model
 from planner.moe_model import MoeModel
-from planner.simulation.elastic import STRATEGIES, ScaleCosts, Scaling, WorkerBytes, scale
+from planner.simulation.elastic import STRATEGIES, ScaleCosts, WorkerBytes, scale
 from planner.simulation.passes import PassLayout, PassQuestion, price_part
 from planner.simulation.planned_steps import worker_bytes
 from planner.simulation.question import ScaleRates
+from planner.simulation.told import StrategyCost, told
 
 Count = Annotated[int, Field(ge=1, le=65_536)]
 
@@ -38,28 +39,6 @@ class ScalingQuestion(Document):
     scale_rates: ScaleRates
     memory_share: Share = 0.9
     """Of a device's memory; what weights leave of it is KV cache."""
-
-
-class Phase(Document):
-    """A part of a scale operation."""
-
-    phase: str
-    seconds_s: float
-
-
-class StrategyCost(Document):
-    """What one strategy takes, or why it cannot."""
-
-    strategy: str
-    duration_s: float | None = None
-    downtime_s: float | None = None
-    intake_paused_s: float | None = None
-    devices_count: int | None = None
-    """In use while scaling."""
-    peak_bytes: float | None = None
-    """Of all devices together."""
-    phases: tuple[Phase, ...] = ()
-    refused: str | None = None
 
 
 class ScalingAnswer(Document):
@@ -129,13 +108,3 @@ def _cost(name: str, before: WorkerBytes, after: WorkerBytes, costs: ScaleCosts)
         return told(scale(name, before, after, costs))
     except MoesaicError as error:
         return StrategyCost(strategy=name, refused=error.message)
-
-
-def told(cost: Scaling) -> StrategyCost:
-    """A scale operation as a document."""
-    return StrategyCost(
-        strategy=cost.strategy, duration_s=cost.duration_s, downtime_s=cost.downtime_s,
-        intake_paused_s=cost.intake_paused_s, devices_count=cost.devices_count,
-        peak_bytes=cost.peak_bytes,
-        phases=tuple(Phase(phase=name, seconds_s=seconds) for name, seconds in cost.phases),
-    )  # fmt: skip

@@ -21,6 +21,7 @@ from planner.simulation.rank import EngineLimits, Rank
 from planner.simulation.record import RequestLog
 from planner.simulation.scaling import LayoutChange, LayoutChanges
 from planner.simulation.sequence import Sequence
+from planner.simulation.stages import Stages
 from planner.simulation.step_seconds import StepSeconds
 from planner.simulation.timeline import LoadTimeline
 
@@ -29,13 +30,18 @@ ROUTERS = ("least_loaded", "round_robin", "shared_queue")
 
 @dataclass(frozen=True)
 class Pool:
-    """Engines of one kind: `replicas` groups of `dp` ranks that step together."""
+    """Engines of one kind: `replicas` groups of `dp` ranks that step together.
+
+    With `pp` stages a replica has as many groups, one for each batch in flight, and the limits are
+    those of one batch.
+    """
 
     limits: EngineLimits
     seconds: StepSeconds
     replicas: int = 1
     dp: int = 1
     router: str = "least_loaded"
+    pp: int = 1
 
 
 @dataclass(frozen=True)
@@ -57,8 +63,10 @@ class Options:
     skip_quiet: bool = True
     timeline_step_s: float = 0.0
     changes: tuple[LayoutChange, ...] = ()
-    """Scale operations and failures, for the first pool's groups."""
+    """Scale operations and failures."""
     autoscale: Autoscale | None = None
+    autoscaled: tuple[int, ...] = (0,)
+    """Groups that the controller looks at and changes together."""
     on_progress: Callable[[int, float], None] | None = None
     log: RequestLog = field(default_factory=RequestLog)
 
@@ -101,17 +109,32 @@ class Serving:
                 len(self.groups) * pool.dp,
             )  # fmt: skip
             self.groups = [*self.groups, *decode]
-        hand_over = self._hand_over if split else None
-        self.changes = LayoutChanges(
-            self.clock, self.groups, self.options.changes,
-            lambda: Rank(pool.limits, self._random, self._finished, hand_over),
-        )  # fmt: skip
-
+        self.changes = self._changes(pool)
         self._scaler: Autoscaler | None = None
         if self.options.autoscale is not None:
+            looked_at = [self.groups[index] for index in self.options.autoscaled]
             self._scaler = Autoscaler(
-                self.clock, self.groups[0], self.changes, self.options.autoscale, self._unanswered
+                self.clock, looked_at, self.changes, self.options.autoscale, self._unanswered
             )
+
+    def _changes(self, pool: Pool) -> LayoutChanges:
+        """Layout changes of both pools' groups."""
+        split, first = self._split, len(self._front.groups)
+        hand_over = self._hand_over if split else None
+
+        def new_rank(group: Group) -> Rank:
+            if split is not None and group.index >= first:
+                return Rank(split.decode.limits, self._random, self._finished)
+            return Rank(pool.limits, self._random, self._finished, hand_over)
+
+        def elsewhere(group: Group, sequence: Sequence) -> bool:
+            """A cache lost by the decode pool is made again by the prefill pool."""
+            if group.index < first:
+                return False
+            self._front.submit(sequence)
+            return True
+
+        return LayoutChanges(self.clock, self.groups, self.options.changes, new_rank, elsewhere)
 
     def _unanswered(self) -> bool:
         return self._next is not None or self.log.count < self._sent
@@ -139,17 +162,22 @@ class Serving:
     def _build(
         self, pool: Pool, first: int, hand_over: Callable[[Sequence, Rank], None] | None
     ) -> list[Group]:
-        if pool.replicas < 1 or pool.dp < 1:
+        stages: Stages | None = None
+        if pool.replicas < 1 or pool.dp < 1 or pool.pp < 1:
             raise MoesaicError("invalid", f"{pool.replicas} replicas of {pool.dp} ranks; 1 or more")
         groups = []
-        for index in range(first, first + pool.replicas):
+        for place in range(pool.replicas * pool.pp):
             ranks = [
                 Rank(pool.limits, self._random, self._finished, hand_over) for _ in range(pool.dp)
             ]
+            if pool.pp > 1 and place % pool.pp == 0:
+                stages = Stages(pool.pp)
             group = Group(
-                self.clock, index, ranks, pool.seconds, self._next_arrival_s,
+                self.clock, first + place, ranks, pool.seconds, self._next_arrival_s,
                 skip_quiet=self.options.skip_quiet,
             )  # fmt: skip
+            if stages is not None:
+                group.share(stages)
             group.after_step = self._after_step
             group.after_plan = self.timeline.look
             groups.append(group)
@@ -204,14 +232,16 @@ class Serving:
         split, links, back = self._split, self.links, self._back
         assert split is not None and links is not None and back is not None  # noqa: S101, PT018
         moved_bytes = sequence.prompt_tokens * split.kv_bytes_per_token
+        epoch = sequence.epoch
 
         def arrived() -> None:
+            if sequence.epoch != epoch:
+                return  # its cache was lost on the way and is made again
             source.drop(sequence)
             self.groups[sequence.replica].wake()
             back.submit(sequence)
 
-        rank = sequence.replica * len(self.groups[sequence.replica].ranks) + sequence.rank
-        links.send(rank, moved_bytes, arrived)
+        links.send((sequence.replica, sequence.rank), moved_bytes, arrived)
 
 
 class Router:

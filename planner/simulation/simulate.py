@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
-from hwprofiles.errors import MoesaicError
 from planner.candidates import Layout
 from planner.engines import load_engine
 from planner.formats.lengths import read_vidur_lengths
@@ -26,7 +25,7 @@ from planner.simulation.arrivals import (
     ramp_arrivals,
     sampled_lengths,
 )
-from planner.simulation.changes_asked import ScalePlanner, StepsOf
+from planner.simulation.changes_asked import ScaledPool, ScalePlanner, StepsOf
 from planner.simulation.planned_steps import GridAxes, PlannedSteps, Side
 from planner.simulation.question import (
     ClosedLoad,
@@ -34,6 +33,7 @@ from planner.simulation.question import (
     LengthsDrawn,
     OpenLoad,
     PoolLayout,
+    PoolName,
     RampLoad,
     SimulationAnswer,
     SimulationQuestion,
@@ -68,7 +68,8 @@ class Prepared:
     steps: PlannedSteps
     decode_limits: EngineLimits | None
     decode_steps: PlannedSteps | None
-    scaling: ScalePlanner | None = None
+    scaling: tuple[ScalePlanner, ...] = ()
+    """One for each pool whose ranks may change."""
 
 
 def simulate(
@@ -113,20 +114,23 @@ def prepare(question: SimulationQuestion) -> Prepared:
         question.routing, formats_of(question.model, question.precision, question.kv_dtype),
     )  # fmt: skip
     longest = _longest_tokens(question)
-    limits, steps = _priced(question, question.layout, shared, longest)
-    if question.decode is None:
-        scaling = None
+    pools: dict[PoolName, PoolLayout] = {"layout": question.layout}
+    if question.decode is not None:
+        pools["decode"] = question.decode
+    ready, scaling, first = [], [], 0
+    for name, pool in pools.items():
+        limits, steps = _priced(question, pool, shared, longest)
         if question.scale_rates is not None:
             block_bytes = limits.block_tokens * steps.kv_token_bytes()
-            scaling = ScalePlanner(question, _steps_of(question, shared, longest), block_bytes)
-            limits = scaling.limits(limits)
-        return Prepared(question, limits, steps, None, None, scaling)
-    if question.events or question.autoscale:
-        raise MoesaicError(
-            "invalid", "scaling pools of a disaggregated service is not simulated; ask without "
-            "decode", "/events",
-        )  # fmt: skip
-    return Prepared(question, limits, steps, *_priced(question, question.decode, shared, longest))
+            steps_of = _steps_of(question, pool, shared, longest)
+            planner = ScalePlanner(question, ScaledPool(name, pool, first, steps_of, block_bytes))
+            limits = planner.limits(limits)
+            scaling.append(planner)
+        first += pool.replicas * pool.pp
+        ready.append((limits, steps))
+    limits, steps = ready[0]
+    decode_limits, decode_steps = ready[1] if len(ready) > 1 else (None, None)
+    return Prepared(question, limits, steps, decode_limits, decode_steps, tuple(scaling))
 
 
 def _planned_ahead(question: SimulationQuestion) -> bool:
@@ -134,11 +138,13 @@ def _planned_ahead(question: SimulationQuestion) -> bool:
     return question.backend in PLANNING_AHEAD if asked is None else asked
 
 
-def _steps_of(question: SimulationQuestion, shared: Question, longest: int) -> StepsOf:
-    """Price the first pool with another number of ranks; its experts spread over all of them."""
+def _steps_of(
+    question: SimulationQuestion, pool: PoolLayout, shared: Question, longest: int
+) -> StepsOf:
+    """Price a pool with another number of ranks; its experts spread over all of them."""
 
     def price(dp: int) -> PlannedSteps:
-        changed = question.layout.model_copy(update={"dp": dp, "moe_ep": None})
+        changed = pool.model_copy(update={"dp": dp, "moe_ep": None})
         return _priced(question, changed, shared, longest)[1]
 
     return price
@@ -150,7 +156,7 @@ def _priced(
     asked, scheduler = question.engine, shared.engine.scheduler
     block_tokens = asked.block_tokens or int(shared.engine.kv_block_tokens.value)
     unfilled = EngineLimits(
-        max_num_seqs=asked.max_num_seqs or int(scheduler.sequences.value),
+        max_num_seqs=-(-(asked.max_num_seqs or int(scheduler.sequences.value)) // pool.pp),
         max_num_batched_tokens=asked.max_num_batched_tokens or int(scheduler.chunk_tokens.value),
         block_tokens=block_tokens,
         prefix_cache=asked.prefix_cache,
@@ -161,11 +167,13 @@ def _priced(
     )
     ranks = pool.tp * pool.dp
     moe_ep = pool.moe_ep or (ranks // pool.moe_tp if pool.moe_tp else ranks if pool.dp > 1 else 1)
-    layout = Layout(pool.tp, pool.dp, 1, pool.moe_tp or max(ranks // moe_ep, 1), moe_ep)
-    steps = PlannedSteps(shared, layout, unfilled, GridAxes.reaching(unfilled, longest_tokens))
+    layout = Layout(pool.tp, pool.dp, pool.pp, pool.moe_tp or max(ranks // moe_ep, 1), moe_ep)
+    axes = GridAxes.reaching(unfilled, longest_tokens)
+    steps = PlannedSteps(shared, layout, unfilled, axes, pool.redundant_experts)
     capacity = question.cluster.device.capacity_bytes * asked.memory_share
     kv_blocks = asked.kv_blocks or steps.kv_blocks(capacity, block_tokens)
-    return EngineLimits(**{**unfilled.__dict__, "kv_blocks": kv_blocks}), steps
+    # Batches in flight share a rank's cache evenly.
+    return replace(unfilled, kv_blocks=max(kv_blocks // pool.pp, 1)), steps
 
 
 def run_once(
@@ -197,11 +205,12 @@ def run_once(
             tier.bandwidth_bytes_per_s.value,
             tier.latency_s.value,
         )
-    options = Options(
-        seed=seed, max_requests=question.requests, on_progress=on_progress, log=log,
-        changes=ready.scaling.events(side) if ready.scaling else (),
-        autoscale=ready.scaling.autoscale(side) if ready.scaling else None,
-    )  # fmt: skip
+    options = Options(seed=seed, max_requests=question.requests, on_progress=on_progress, log=log)
+    for planner in ready.scaling:
+        options.changes += planner.events(side)
+        found = planner.autoscale(side)
+        if found is not None:
+            options.autoscale, options.autoscaled = found, tuple(planner.groups(0))
     return Serving(pool, source_of(question, seed), split, options).run()
 
 
@@ -209,7 +218,7 @@ def _pool(
     layout: PoolLayout, limits: EngineLimits, steps: PlannedSteps,
     seconds: Callable[[PlannedSteps], StepSeconds],
 ) -> Pool:  # fmt: skip
-    return Pool(limits, seconds(steps), layout.replicas, layout.dp, layout.router)
+    return Pool(limits, seconds(steps), layout.replicas, layout.dp, layout.router, layout.pp)
 
 
 def source_of(question: SimulationQuestion, seed: int) -> Iterator[Request] | ClosedLoop:
@@ -285,6 +294,7 @@ def _answer(ready: Prepared, found: dict[Side, list[dict[str, float]]]) -> Simul
         summary=summary,
         seeds=len(found["typical"]),
         kv_blocks=ready.limits.kv_blocks,
+        events=tuple(cost for planner in ready.scaling for cost in planner.costs()),
         assumptions=_assumptions(ready),
     )
 
@@ -300,6 +310,12 @@ def _assumptions(ready: Prepared) -> tuple[str, ...]:
         "an iteration with prompts and decoding sequences costs the prefill pass of all its tokens "
         "and the decoding sequences' cache reads",
         "ranks that step together are priced as full as the slowest",
+    ]
+    said += [
+        f"{pool.pp} pipeline stages: as many batches in flight, each with an even part of "
+        "sequences and KV blocks; stages take equally long"
+        for pool in (ready.question.layout, ready.question.decode)
+        if pool is not None and pool.pp > 1
     ]
     if ready.question.decode is not None:
         tier = ready.question.cluster.tier_for(ready.question.cluster.device_count)

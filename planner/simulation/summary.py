@@ -85,7 +85,7 @@ def _rates(run: Serving, requests: pl.DataFrame, slo: Slo) -> dict[str, float]:
         "requests_count": float(requests.height),
         "duration_s": span_s,
         "slo_attainment_ratio": attained,
-        "preemptions_count": float(sum(rank.preemptions for g in run.groups for rank in g.ranks)),
+        "preemptions_count": _sum(requests, "preemptions_count"),
         "cached_tokens_ratio": _ratio(
             _sum(requests, "cached_tokens"), _sum(requests, "isl_tokens")
         ),

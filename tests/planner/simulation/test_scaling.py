@@ -32,9 +32,10 @@ COLD = LayoutChange(10.0, 12.0, 4, STEPS, down=True)
 FAILURE = LayoutChange(10.0, 5.0, 2, STEPS, down=True, lost_ranks=(1,))
 SHRINK = LayoutChange(10.0, 2.0, 2, STEPS)
 LOSE_ONE = LayoutChange(10.0, 1.0, 2, STEPS, lost_ranks=(0,))
+RELAYOUT = LayoutChange(10.0, 3.0, 2, STEPS, down=True, caches_lost=False, lost_ranks=(1,))
 
 
-@pytest.mark.parametrize("change", [ELASTIC, COLD, FAILURE, SHRINK, LOSE_ONE])
+@pytest.mark.parametrize("change", [ELASTIC, COLD, FAILURE, SHRINK, LOSE_ONE, RELAYOUT])
 def test_everything_is_answered_and_skipping_changes_nothing(change: LayoutChange) -> None:
     serving, table = run(change)
     assert table.height == 1500
@@ -119,8 +120,8 @@ def test_controllers_look_at_different_things() -> None:
 def autoscaled(rule: str, skip: bool = True):
     """A burst of three times the rate from 20 to 50 s; a rank serves about ten a second."""
 
-    def change(before: int, after: int, now: float) -> LayoutChange:
-        return LayoutChange(now, 2.43, after, STEPS, hold=after > before)
+    def change(before: int, after: int, now: float) -> list[LayoutChange]:
+        return [LayoutChange(now, 2.43, after, STEPS, hold=after > before)]
 
     random = np.random.default_rng(3)
     points = [(0.0, 12.0), (20.0, 12.0), (22.0, 40.0), (50.0, 40.0), (52.0, 12.0)]

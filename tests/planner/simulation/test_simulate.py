@@ -19,6 +19,7 @@ from planner.simulation.question import SimulationQuestion
 from planner.simulation.rank import EngineLimits
 from planner.simulation.serving import Pool, Serving
 from planner.simulation.simulate import prepare, simulate
+from planner.simulation.step_seconds import Iteration
 
 FILE = Path(__file__).parents[2] / "scenarios" / "simulate" / "qwen3-poisson.yaml"
 LENGTHS = {"isl": 400, "osl": 40}
@@ -248,8 +249,25 @@ def test_a_controller_follows_the_load() -> None:
             "cannot leave 3",
         ),
         (
-            {"scale_rates": RATES, "decode": {"dp": 1}, "events": [{"at_s": 1, "dp": 3}]},
-            "disaggregated",
+            {"scale_rates": RATES, "events": [{"at_s": 1, "dp": 3, "pool": "decode"}]},
+            "need decode",
+        ),
+        ({"scale_rates": RATES, "events": [{"at_s": 1, "dp": 3, "replica": 1}]}, "no replica 1"),
+        (
+            {"scale_rates": RATES, "layout": {"dp": 4, "moe_tp": 4},
+             "events": [{"kind": "failure", "at_s": 1, "dp": 3, "recover": "relayout"}]},
+            "whole experts on several ranks",
+        ),
+        (
+            {"scale_rates": RATES, "layout": {"dp": 4},
+             "events": [{"kind": "failure", "at_s": 1, "dp": 2, "recover": "relayout"}]},
+            "4 ranks without 1 keep 3",
+        ),
+        (
+            {"scale_rates": RATES, "layout": {"dp": 4},
+             "events": [{"kind": "failure", "at_s": 1, "dp": 3, "recover": "relayout",
+                         "max_moves": 5}]},
+            "lost their last copy",
         ),
         (
             {"scale_rates": RATES,
@@ -261,3 +279,119 @@ def test_a_controller_follows_the_load() -> None:
 def test_changes_that_cannot_be_simulated_are_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(MoesaicError, match=message):
         simulate(question(**fields))
+
+
+SKEWED = {"kind": "zipf", "alpha": 0.7}
+
+
+def test_a_lost_rank_is_laid_out_anew_and_comes_back() -> None:
+    failure = {"kind": "failure", "at_s": 3, "dp": 3, "lost_rank": 2}
+    back = {"at_s": 20, "dp": 4}
+    found = {}
+    for recover in ("restart", "relayout"):
+        asked = {"load": STEADY, "requests": 1500, "scale_rates": RATES, "seeds": 1,
+                 "layout": {"dp": 4}, "routing": SKEWED}  # fmt: skip
+        after = back if recover == "relayout" else {**back, "at_s": 100}
+        events = [{**failure, "recover": recover}, after]
+        answer, run, table = simulate(question(**asked, events=events))
+        assert table.height == 1500
+        assert len(run.groups[0].ranks) == 4
+        assert run.changes.spans[0][0] == 3
+        found[recover] = (answer.events[0], table)
+    restart, relayout = (cost for cost, _ in found.values())
+    assert relayout.cost.duration_s < 0.2 * restart.cost.duration_s
+    assert relayout.layout is not None
+    assert relayout.layout.lost_experts_count == 48 * 128 // 4
+    assert relayout.layout.busy_ratio < relayout.layout.busy_kept_ratio
+    # Only what the lost rank was running is computed again.
+    again = [table.filter(pl.col("preemptions_count") > 0) for _, table in found.values()]
+    assert 0 < again[1].height < again[0].height
+
+
+def test_fewer_moves_are_quicker_and_leave_experts_less_even() -> None:
+    costs = []
+    for moves in (48 * 32, 48 * 34, None):
+        event = {"kind": "failure", "at_s": 3, "dp": 3, "recover": "relayout", "max_moves": moves}
+        asked = {"load": STEADY, "requests": 20, "scale_rates": RATES, "seeds": 1,
+                 "layout": {"dp": 4}, "routing": SKEWED, "events": [event]}  # fmt: skip
+        costs.append(simulate(question(**asked))[0].events[0])
+    durations = [cost.cost.duration_s for cost in costs]
+    assert durations == sorted(durations)
+    ratios = [cost.layout.busy_ratio for cost in costs]
+    assert ratios == sorted(ratios, reverse=True)
+    assert all(c.layout.moves_count <= m for c, m in zip(costs, (48 * 32, 48 * 34), strict=False))
+
+
+def test_a_lost_node_takes_all_its_ranks() -> None:
+    event = {"kind": "failure", "at_s": 1, "dp": 8, "lost_node": 1, "recover": "relayout"}
+    answer, run, _ = simulate(
+        question(cluster="dgx-h100-x4", layout={"dp": 16}, load=STEADY, requests=200, seeds=1,
+                 scale_rates=RATES, events=[event])
+    )  # fmt: skip
+    assert len(run.groups[0].ranks) == 8
+    assert answer.events[0].layout is not None
+    assert answer.events[0].layout.lost_experts_count == 48 * 64
+
+
+def test_pools_of_a_disaggregated_service_scale_on_their_own() -> None:
+    asked = {"layout": {"replicas": 2}, "decode": {"dp": 2}, "load": STEADY, "requests": 400,
+             "scale_rates": RATES, "seeds": 1}  # fmt: skip
+    grow = {"at_s": 3, "dp": 4, "pool": "decode"}
+    answer, run, table = simulate(question(**asked, events=[grow]))
+    assert [len(group.ranks) for group in run.groups] == [1, 1, 4]
+    assert answer.events[0].pool == "decode"
+    assert table.height == 400
+    fail = {"kind": "failure", "at_s": 4, "dp": 1, "lost_rank": 0, "pool": "decode"}
+    _, broken, again = simulate(question(**asked, events=[fail]))
+    assert again.height == 400
+    assert again["preemptions_count"].sum() > 0
+    assert all(rank.kv.used == 0 for group in broken.groups for rank in group.ranks)
+    ahead = {"at_s": 2, "dp": 2, "pool": "layout", "replica": 1}
+    _, wider, _ = simulate(question(**asked, events=[ahead, grow]))
+    assert [len(group.ranks) for group in wider.groups] == [1, 2, 4]
+
+
+def test_a_lost_prefill_rank_loses_what_it_was_sending() -> None:
+    asked = {"layout": {"dp": 2}, "decode": {"dp": 2}, "load": STEADY, "requests": 300,
+             "scale_rates": RATES, "seeds": 1}  # fmt: skip
+    fail = {"kind": "failure", "at_s": 2, "dp": 1, "lost_rank": 1}
+    _, run, table = simulate(question(**asked, events=[fail]))
+    assert table.height == 300
+    assert all(rank.kv.used == 0 for group in run.groups for rank in group.ranks)
+
+
+def test_a_controller_may_watch_the_decode_pool() -> None:
+    load = {"kind": "ramp", "times_s": [0, 20], "request_rates": [5, 80], "lengths": LENGTHS}
+    controller = {"policy": "forecast", "every_s": 2, "most": 3, "rank_request_rate": 20,
+                  "pool": "decode"}  # fmt: skip
+    _, run, _ = simulate(
+        question(load=load, requests=900, scale_rates=RATES, seeds=1, autoscale=controller,
+                 layout={"replicas": 2}, decode={"dp": 1}, slo={"ttft_s": 1})
+    )  # fmt: skip
+    assert run.changes.spans
+    assert len(run.groups[2].ranks) > 1
+
+
+def test_pipeline_stages_are_served_and_scaled() -> None:
+    asked = {"layout": {"dp": 2, "pp": 2}, "load": STEADY, "requests": 200, "seeds": 1}
+    answer, run, _ = simulate(question(**asked))
+    assert len(run.groups) == 2
+    assert any("2 pipeline stages" in text for text in answer.assumptions)
+    event = {"at_s": 2, "dp": 3}
+    _, scaled, _ = simulate(question(**asked, scale_rates=RATES, events=[event]))
+    assert [len(group.ranks) for group in scaled.groups] == [3, 3]
+    controller = {"policy": "threshold", "every_s": 1, "most": 3, "rank_request_rate": 10}
+    _, watched, _ = simulate(question(**asked, scale_rates=RATES, autoscale=controller))
+    assert len({len(group.ranks) for group in watched.groups}) == 1
+
+
+def test_one_request_over_stages_equals_the_priced_passes() -> None:
+    one = {"kind": "closed", "concurrency": 1, "lengths": {"isl": 400, "osl": 8}}
+    engine = {"max_num_seqs": 2, "max_num_batched_tokens": 400, "async_scheduling": False}
+    asked = question(layout={"tp": 2, "pp": 2}, load=one, requests=1, seeds=1, engine=engine)
+    _, _, table = simulate(asked)
+    seconds = prepare(asked).steps.seconds("typical")
+    steps = [Iteration(400, 1, 400 * 401 // 2)]
+    steps += [Iteration(0, 0, 0, 1, 400 + n) for n in range(1, 8)]
+    total = sum(seconds([step]) for step in steps)
+    assert table["e2e_s"][0] == pytest.approx(total, rel=1e-9)
