@@ -185,15 +185,12 @@ def layout_frame(layouts: list[Layout]) -> pl.DataFrame:
 def phase_points(layouts: pl.DataFrame, scenario: Scenario) -> pl.DataFrame:
     """Every pass worth pricing: each layout at each prefill and decode batch, columns `POINT`."""
     work, choices = scenario.workload, scenario.choices
-    fresh = work.isl - work.prefix_tokens
+    fresh, long = work.isl - work.prefix_tokens, work.moments
     prefill = [b for b in (1, 2, 4, 8, 16) if b == 1 or b * fresh <= PREFILL_TOKENS]
     decode = choices.batch or DECODE_BATCHES
     passes = pl.DataFrame(
         [("prefill", b, fresh, work.prefix_tokens, work.isl) for b in prefill]
-        + [
-            ("decode", b, 1 + choices.mtp_tokens, work.isl + work.osl / 2, work.isl + work.osl)
-            for b in decode
-        ],
+        + [("decode", b, 1 + choices.mtp_tokens, long.past, long.grown) for b in decode],
         schema={name: POINT[name] for name in PASS},
         orient="row",
     )
@@ -204,6 +201,8 @@ def phase_points(layouts: pl.DataFrame, scenario: Scenario) -> pl.DataFrame:
         "node_devices": scenario.cluster.devices_per_node,
     }
     columns = [pl.lit(float(value)).alias(name) for name, value in shared.items()]
+    if work.lengths is not None:
+        columns.append(pl.lit(fresh * long.long_isl / long.isl).alias("prompt_tokens"))
     return number(layouts.join(passes, how="cross").with_columns(columns))
 
 

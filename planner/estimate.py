@@ -176,7 +176,7 @@ class Group:
         rows = [row for i, point in enumerate(self.points) if i in held
                 for row in point_rows(i, point, held[i], self.question)]  # fmt: skip
         schema = {name: kind for name, kind in POINT.items() if name != "point"}
-        schema["line"] = pl.Int64
+        schema |= {"line": pl.Int64, "prompt_tokens": pl.Float64}
         return number(pl.DataFrame(rows, schema=schema))
 
     def _table(self, priced: Priced) -> dict[tuple[int, str], Row]:

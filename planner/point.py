@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from hwprofiles.document import Document
 from planner.candidates import Layout
 from planner.expert_layout import USUAL_LAYOUT, ExpertLayout
+from planner.lengths import Lengths, Moments, alike, with_means
 from planner.offload import Offload
 from planner.quantities import Estimate, StageShare
 from planner.routing import Routing, UniformRouting
@@ -58,6 +59,8 @@ class Point(Document):
     mtp_tokens: Annotated[int, Field(ge=0, le=8)] = 0
     mtp_acceptance: Annotated[float, Field(ge=0, le=1)] = 0.0  # unit: probability
     prefix_tokens: Annotated[int, Field(ge=0)] = 0
+    lengths: Lengths | None = None
+    """Lengths as a distribution, `isl` and `osl` being its means; none: all requests alike."""
     routing: Routing = UniformRouting()
     policy: Policy = TopKPolicy()
     experts: ExpertLayout = USUAL_LAYOUT
@@ -66,6 +69,16 @@ class Point(Document):
     """Experts in the host's memory or on storage; none: all in the device's memory."""
     prefill: PoolPoint | None = None
     decode: PoolPoint | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _means(cls, data: Any) -> Any:  # noqa: ANN401 - plain data of any kind
+        return with_means(data)
+
+    @property
+    def moments(self) -> Moments:
+        """What the closed form needs of the lengths."""
+        return self.lengths.moments() if self.lengths else alike(self.isl, self.osl)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -88,14 +88,14 @@ def point_rows(line: int, point: Point, held: float, question: Question) -> list
     else:
         ranks = second.dp * second.pp * getattr(second, "workers", 1)
         decode_batch = max(held / ranks, 1.0)
-    fresh = point.isl - point.prefix_tokens
+    fresh, long = point.isl - point.prefix_tokens, point.moments
     passes: list[tuple[Point | PoolPoint, Row]] = [
         (first, {"phase": "prefill", "batch": prefill_batch, "new_tokens": float(fresh),
-                 "past_tokens": float(point.prefix_tokens), "context_tokens": float(point.isl)}),
+                 "past_tokens": float(point.prefix_tokens), "context_tokens": float(point.isl),
+                 "prompt_tokens": fresh * long.long_isl / long.isl}),
         (second, {"phase": "decode", "batch": decode_batch,
                   "new_tokens": 1.0 + point.mtp_tokens,
-                  "past_tokens": point.isl + point.osl / 2,
-                  "context_tokens": float(point.isl + point.osl)}),
+                  "past_tokens": long.past, "context_tokens": long.grown}),
     ]  # fmt: skip
     return [
         {**shared, **row, **_layout_row(layout, point.experts),

@@ -17,6 +17,8 @@ from hwprofiles.library import resolve_cluster
 from hwprofiles.units import Seconds, Share, Watts
 from planner.expert_layout import ExchangeName, ExpertLayout, Overlap
 from planner.formats.expert_load import read_expert_load
+from planner.formats.lengths import read_lengths
+from planner.lengths import summed_up
 from planner.model_library import read_model, resolve_model
 from planner.model_variants import variants_of
 from planner.moe_model import MoeModel
@@ -205,6 +207,7 @@ class Scenario(Document):
         return self.cluster.device_count + sum(m.cluster.device_count for m in self.also)
 
 
+<<<<<<< HEAD
 @dataclass(frozen=True)
 class Variant:
     """One model and number of copies out of a question's lists."""
@@ -217,12 +220,21 @@ class Variant:
     """What was taken from lists; empty where there are none."""
     changed: str
     """How the model differs from the one asked about; empty where it does not."""
+=======
+def inline_lengths(data: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Sum up the trace that `lengths: {file: PATH}` names, so that the question is complete."""
+    lengths = data.get("lengths")
+    if not isinstance(lengths, dict) or "file" not in lengths:
+        return data
+    return {**data, "lengths": summed_up(read_lengths(folder / str(lengths["file"])))}
+>>>>>>> 99a8f7d (Lengths as a distribution in estimate and plan: quantiles, pairs, a summary or a trace, checked against the simulator)
 
 
 def inline_files(data: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Put the content of files that a question names into it, so that it is complete.
 
     Only the shell does this, with the user's own files; over REST a question holds no paths.
+    `workload: {lengths: {file: PATH}}` becomes a trace's means, spreads and correlation;
     `routing: {kind: measured, file: PATH}` becomes its counts (`experts: N` where the file lists
     only chosen ones); `model: PATH` (a config.json or the
     folder that holds one) becomes the model it describes.
@@ -233,6 +245,9 @@ def inline_files(data: dict[str, Any], folder: Path) -> dict[str, Any]:
         experts = routing.get("experts")
         width = experts if isinstance(experts, int) else None
         result["routing"] = read_expert_load(folder / str(routing["file"]), width)
+    workload = data.get("workload")
+    if isinstance(workload, dict):
+        result["workload"] = inline_lengths(workload, folder)
     model = data.get("model")
     if isinstance(model, str) and (folder / model).exists():
         result["model"] = read_model(folder / model)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
 from hwprofiles.document import Document
+from planner.lengths import Lengths, Moments, alike, with_means
 
 Tokens = Annotated[int, Field(ge=1, le=100_000_000)]
 
@@ -24,6 +25,18 @@ class Workload(Document):
     """Requests per second over the whole cluster."""
     prefix_tokens: Annotated[int, Field(ge=0)] = 0
     """Prompt tokens whose cache is already there."""
+    lengths: Lengths | None = None
+    """Lengths as a distribution, `isl` and `osl` being its means; none: all requests alike."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _means(cls, data: Any) -> Any:  # noqa: ANN401 - plain data of any kind
+        return with_means(data)
+
+    @property
+    def moments(self) -> Moments:
+        """What the closed form needs of the lengths."""
+        return self.lengths.moments() if self.lengths else alike(self.isl, self.osl)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

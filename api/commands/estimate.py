@@ -27,6 +27,7 @@ def command(
     Examples:
         moesaic estimate tests/scenarios/points/qwen3-30b-h100.yaml -o json
         moesaic estimate tests/scenarios/points/smallthinker-8gib.yaml
+        moesaic estimate POINT.yaml --set "lengths={file: trace.jsonl}"
         moesaic estimate --batch points.jsonl --out answers.jsonl
     """
     require((file is None) != (batch is None), "give FILE or --batch, one of them")
@@ -42,12 +43,14 @@ def _one(file: Path, overrides: tuple[str, ...], output: Output) -> None:
     from hwprofiles.files import apply_overrides, read_document
     from planner.estimate import estimate_one
     from planner.model_library import load_model
+    from planner.scenario import inline_lengths
     from reports.text import estimate_text
 
     data = read_document(file)
     if not isinstance(data, dict):
         raise MoesaicError("invalid", f"{file} holds no configuration", "/")
-    answer = estimate_one(apply_overrides(data, overrides), load_model)
+    asked = inline_lengths(apply_overrides(data, overrides), file.parent)
+    answer = estimate_one(asked, load_model)
     output.show(answer.model_dump(mode="json", exclude_none=True), lambda: estimate_text(answer))
 
 

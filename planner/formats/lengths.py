@@ -48,6 +48,19 @@ def _parse_servingsim(path: Path) -> Iterator[Request]:
             raise bad_line(path, number, str(error)) from error
 
 
+def read_lengths(path: Path) -> list[tuple[int, int]]:
+    """Lengths of any trace this project reads, as (isl, osl) pairs.
+
+    Raises:
+        MoesaicError: `invalid` for a malformed or unknown file.
+    """
+    if next(numbered_lines(path), (1, ""))[1].startswith(_VIDUR[0]):
+        return read_vidur_lengths(path)
+    from planner.formats.traces import read_trace  # it reads this module's other format
+
+    return [(request.isl_tokens, request.osl_tokens) for request in read_trace(path)]
+
+
 def read_vidur_lengths(path: Path) -> list[tuple[int, int]]:
     """Read Vidur's processed lengths as (isl, osl) pairs; the file has no arrivals.
 

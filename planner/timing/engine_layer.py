@@ -218,6 +218,7 @@ class Load:
     tp: Array
     ranks: Array
     pooled: Array  # 1: a pool of its own prefills
+    uneven: Array  # E[isl²] / E[isl]²; 1: all prompts alike
 
 
 def ttft_parts(load: Load) -> Parts:
@@ -239,7 +240,7 @@ def ttft_parts(load: Load) -> Parts:
         "step": np.where(load.pooled > 0, 0.1, 1.0) * load.step_s,
         "wave": BURST_SHARE * 0.5 * np.maximum(load.per_rank - 1, 0) * load.prompt_s,
         "queue": BURST_SHARE * busy * ahead,
-        "residual": 0.5 * busy * load.prompt_s,
+        "residual": 0.5 * busy * load.prompt_s * load.uneven,
         "callers": CALLER_S * load.callers,
         "warm": WARM_S * one,
     }

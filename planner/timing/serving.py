@@ -19,6 +19,7 @@ from planner.timing.engine_layer import (
     tpot_parts,
     ttft_parts,
 )
+from planner.work.attention import PROMPT
 
 SIDES = ("low", "typical", "high")
 KEY = tuple(LAYOUT)
@@ -121,12 +122,20 @@ def paired(prefill: pl.DataFrame, decode: pl.DataFrame, by: tuple[str, ...]) -> 
         (pl.col("new_tokens") + pl.col("past_tokens")).alias("isl"),
         pl.col("launch_count").alias("prefill_launch_count"),
         pl.col("activation_bytes").alias("prefill_activation_bytes"),
+        unevenness(prefill).alias("prompt_spread"),
         *(pl.col(f"{name}_s").alias(f"{name}_s_prefill") for name in (*SIDES, "raw")),
     )  # fmt: skip
     both = decode.join(first, on=list(by), maintain_order="left")
     both = both.filter(pl.col("prefill_batch") <= pl.col("batch").ceil())
     held = held_up_share(*(both[name].to_numpy() for name in ("batch", "osl", "dp")))
     return both.with_columns(pl.Series("held_up", held) / pl.col("prefill_batch"))
+
+
+def unevenness(prefill: pl.DataFrame) -> pl.Expr:
+    """E[isl²] / E[isl]²: how much longer a prompt in progress is than the mean one."""
+    if PROMPT not in prefill.columns:
+        return pl.lit(1.0)
+    return pl.col(PROMPT).fill_null(pl.col("new_tokens")) / pl.col("new_tokens")
 
 
 def _fitted(both: pl.DataFrame, layer: Layer) -> pl.DataFrame:
@@ -173,6 +182,7 @@ def load_of(both: pl.DataFrame) -> Load:
         prompt_s=get["typical_s_prefill"] / get["prefill_batch"],
         step_s=get["typical_s"] / get["step_tokens"], launches=get["prefill_launch_count"],
         tp=get["tp"], ranks=ranks, pooled=np.full_like(per_rank, float(pooled)),
+        uneven=both["prompt_spread"].to_numpy(),
     )  # fmt: skip
 
 
@@ -188,6 +198,7 @@ def beside(prefill: pl.DataFrame, decode: pl.DataFrame, pools: pl.DataFrame) -> 
         "line", pl.col("batch").alias("prefill_batch"), pl.col("dp").alias("prefill_dp"),
         (pl.col("new_tokens") + pl.col("past_tokens")).alias("isl"),
         pl.col("launch_count").alias("prefill_launch_count"),
+        unevenness(prefill).alias("prompt_spread"),
         *(pl.col(f"{name}_s").alias(f"{name}_s_prefill") for name in (*SIDES, "raw")),
     )  # fmt: skip
     both = decode.join(first, on="line", maintain_order="left")
@@ -210,7 +221,7 @@ def _aggregated(both: pl.DataFrame) -> pl.DataFrame:
 
     Between two tokens of one request, `batch / prefill batch - 1` prefill passes of others fall
     into every `osl` steps. A new prompt waits for the pass in progress and for prompts before it
-    (M/D/1, with the prefill share of the worker's time as its load).
+    (M/G/1, Pollaczek and Khinchine, with the prefill share of the worker's time as its load).
     """
     grown = pl.max_horizontal(
         pl.col("prefill_activation_bytes") - pl.col("activation_bytes"), pl.lit(0.0)
@@ -222,7 +233,8 @@ def _aggregated(both: pl.DataFrame) -> pl.DataFrame:
         stolen = passes * _seconds(side, "_prefill")
         tpot = _seconds(side) / pl.col("step_tokens") + stolen
         load = stolen / tpot
-        wait = _seconds(side) / 2 + load * _seconds(side, "_prefill") / (2 * (1 - load))
+        served = _seconds(side, "_prefill") * pl.col("prompt_spread")
+        wait = _seconds(side) / 2 + load * served / (2 * (1 - load))
         columns += [tpot.alias(f"tpot_s_{side}"),
                     (_seconds(side, "_prefill") + wait).alias(f"ttft_s_{side}")]  # fmt: skip
     timed = both.with_columns(

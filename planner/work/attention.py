@@ -11,6 +11,9 @@ from planner.work.rows import LayerWork, Value, gemm, per_layer, tokens, write_r
 NORM_PASSES = 3
 """A fused residual add and norm reads two hidden-wide tensors and writes one more."""
 BF16_BYTES = 2
+PROMPT = "prompt_tokens"
+"""Column of passes over prompts of unequal length: fewer, longer prompts of as many tokens, so that
+scores count E[isl²]."""
 
 
 def attention_rows(points: pl.DataFrame, layer: LayerWork) -> list[pl.DataFrame]:
@@ -80,9 +83,10 @@ def _core(
     formats = {"dtype": "bf16", "kv_dtype": layer.formats.kv_dtype}
     prefill, decode = (points.filter(phase=phase) for phase in ("prefill", "decode"))
     batch, new, past = pl.col("batch"), pl.col("new_tokens"), pl.col("past_tokens")
+    long = pl.col(PROMPT).fill_null(new) if PROMPT in points.columns else new
     return [
-        write_rows(prefill, "attention", f"{name}_prefill", runs, batch=batch, seq=new, past=past,
-                   **sizes, **formats),
+        write_rows(prefill, "attention", f"{name}_prefill", runs, batch=batch * new / long,
+                   seq=long, past=past, **sizes, **formats),
         write_rows(decode, "attention", f"{name}_decode", runs, batch=batch, seq=past, queries=new,
                    **sizes, **formats),
     ]  # fmt: skip

@@ -28,7 +28,8 @@ def test_the_shipped_fit_names_its_rows():
 
 @pytest.mark.parametrize(
     ("engine", "device", "fitted"),
-    [("sglang", "b200-sxm", True), ("vllm", "h100-sxm", True), ("mindie", "ascend-a3-die", True), ("mindie", "h100-sxm", False),
+    [("sglang", "b200-sxm", True), ("vllm", "h100-sxm", True), ("mindie", "ascend-a3-die", True),
+     ("mindie", "h100-sxm", False),
      ("llama-cpp", "b200-sxm", False)],
 )  # fmt: skip
 def test_only_fitted_engines_on_fitted_machines(engine, device, fitted):
