@@ -207,7 +207,6 @@ class Scenario(Document):
         return self.cluster.device_count + sum(m.cluster.device_count for m in self.also)
 
 
-<<<<<<< HEAD
 @dataclass(frozen=True)
 class Variant:
     """One model and number of copies out of a question's lists."""
@@ -220,14 +219,14 @@ class Variant:
     """What was taken from lists; empty where there are none."""
     changed: str
     """How the model differs from the one asked about; empty where it does not."""
-=======
+
+
 def inline_lengths(data: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Sum up the trace that `lengths: {file: PATH}` names, so that the question is complete."""
     lengths = data.get("lengths")
     if not isinstance(lengths, dict) or "file" not in lengths:
         return data
     return {**data, "lengths": summed_up(read_lengths(folder / str(lengths["file"])))}
->>>>>>> 99a8f7d (Lengths as a distribution in estimate and plan: quantiles, pairs, a summary or a trace, checked against the simulator)
 
 
 def inline_files(data: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -97,6 +97,8 @@ PLAIN_FIELDS: dict[str, str] = {
     "_Policy.capacity_factor": "a ratio, the field's own name",
     "ZipfRouting.alpha": "an exponent",
     "OffloadFit.popularity_exponent": "an exponent",
+    "QuantileLengths.isl": "levels to tokens, the field's own word",
+    "QuantileLengths.osl": "as QuantileLengths.isl",
     "PaperFigure.value": "its unit stands in the field `unit`",
     "DirichletRouting.alpha": "a concentration",
     "MeasuredRouting.counts": "counts of tokens, or shares of them",
