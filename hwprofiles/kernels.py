@@ -57,6 +57,7 @@ KERNELS: dict[str, tuple[str, ...]] = {
         "tokens", "hidden", "inter", "matrices", "experts", "top_k", "moe_tp", "moe_ep",
         "busy_ratio", "dtype",
     ),
+    "router": ("tokens", "hidden", "experts", "top_k", "dtype"),
     "attention_prefill": ("batch", "seq", "heads", "kv_heads", "head_dim", "dtype", "kv_dtype"),
     "attention_decode": ("batch", "seq", "heads", "kv_heads", "head_dim", "dtype", "kv_dtype"),
     "mla_prefill": ("batch", "seq", "heads", "dtype", "kv_dtype"),

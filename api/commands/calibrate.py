@@ -11,6 +11,7 @@ import click
 
 from api.output import FORMS, Output
 from hwprofiles.errors import MoesaicError, unknown_name
+from hwprofiles.kernels import COLLECTIVES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -82,14 +83,23 @@ RUNNERS = ("auto", "numpy", "torch-cuda", "torch-cpu", "torch-npu")
 )
 @click.option("--kernel", help="With --import: the collective, where the file does not say.")
 @click.option(
+    "--network",
+    is_flag=True,
+    help="Measure exchanges between processes in network namespaces, joined by links of limited "
+    "rate, and both orders of an expert layer against their prediction (Linux, torch).",
+)
+@click.option("--near", help="With --network: rate inside a node.  [default: 500 Mbit/s]")
+@click.option("--far", help="With --network: rate across nodes.  [default: 200 Mbit/s]")
+@click.option(
     "--devices",
     type=click.IntRange(1, 1_000_000),
-    help="With --import: ranks, where the file does not say.",
+    help="With --import: ranks, where the file does not say. Measuring with torch and with "
+    "--network: processes that exchange.  [default: every accelerator, 4 on a CPU]",
 )
 @click.option(
     "--nodes",
     type=click.IntRange(1, 100_000),
-    help="With --import: nodes, where the file does not say.",
+    help="With --import: nodes, where the file does not say. With --network: nodes (2).",
 )
 @click.option(
     "-o",
@@ -112,6 +122,7 @@ def command(folder: Path, form: str, *, quiet: bool, **choices: Any) -> None:  #
     moesaic calibrate --from aiconfigurator --system h200_sxm --out profiles
     moesaic calibrate --device fpga --out fpga
     moesaic calibrate --import all_reduce.txt --device h100-sxm --out calibration
+    moesaic calibrate --network --far "100 Mbit/s" --out network
     """
     output = Output(form, None, quiet)
     if choices["source"] is not None:
@@ -122,6 +133,10 @@ def command(folder: Path, form: str, *, quiet: bool, **choices: Any) -> None:  #
         _import(choices, folder, output)
     elif choices["device"] == FPGA:
         _simulate(folder, output, quick=choices["quick"])
+    elif choices["network"]:
+        from api.network import measure_network
+
+        measure_network(choices, folder, output, _progress(quiet=output.quiet))
     else:
         _measure(choices, folder, output)
 
@@ -158,7 +173,7 @@ def _simulate(folder: Path, output: Output, *, quick: bool) -> None:
 
 def _measure(choices: dict[str, Any], folder: Path, output: Output) -> None:
     from hwprofiles.calibration.harness import Limits
-    from hwprofiles.calibration.runners import choose
+    from hwprofiles.calibration.runners import COLLECTIVE_LIBRARIES, choose, ranks_here
     from hwprofiles.calibration.session import Plan, run_calibration
 
     runner, cluster, forms = choose(choices["device"], choices["runner"], folder)
@@ -168,6 +183,8 @@ def _measure(choices: dict[str, Any], folder: Path, output: Output) -> None:
         quick=choices["quick"],
         limits=Limits(row_s=choices["row_seconds"]),
         keep_disturbed=choices["keep_disturbed"],
+        ranks=choices["devices"] or ranks_here(runner),
+        collective_library=COLLECTIVE_LIBRARIES.get(runner.name, "gloo"),
     )
     output.note(f"measuring with {runner.name} {runner.version} into {folder}")
     report = run_calibration(runner, folder, plan, cluster, _progress(quiet=output.quiet))
@@ -197,9 +214,11 @@ def _table(columns: tuple[str, ...], rows: list[dict[str, Any]]) -> str:
 
 
 def _families(names: tuple[str, ...], runner: Runner) -> frozenset[str] | None:
+    together = frozenset(COLLECTIVES) if runner.name.startswith("torch") else frozenset()
+    known = runner.families | together
     for name in names:
-        if name not in runner.families:
-            raise unknown_name(f"kernel family of the {runner.name} runner", name, runner.families)
+        if name not in known:
+            raise unknown_name(f"kernel family of the {runner.name} runner", name, known)
     return frozenset(names) or None
 
 

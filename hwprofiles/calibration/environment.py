@@ -46,6 +46,9 @@ class Environment(Document):
     accelerator: str = ""
     driver: str = ""
     threads_count: int = 1
+    scheduling: str = "unknown"
+    """Policy and priority that measured processes run under; `fifo` runs before all ordinary ones.
+    """
 
 
 def read_environment(
@@ -73,7 +76,19 @@ def read_environment(
         accelerator=accelerator,
         driver=driver,
         threads_count=threads_count or len(cores),
+        scheduling=scheduling(),
     )
+
+
+def scheduling(process: int = 0) -> str:
+    """How the system's scheduler treats a process (`man 7 sched`); 0 is this one."""
+    if not hasattr(os, "sched_getscheduler"):
+        return "unknown"
+    names = {os.SCHED_FIFO: "fifo", os.SCHED_RR: "round robin", os.SCHED_BATCH: "batch"}
+    policy = os.sched_getscheduler(process)
+    if policy in names:
+        return f"{names[policy]} {os.sched_getparam(process).sched_priority}"
+    return f"ordinary, nice {os.getpriority(os.PRIO_PROCESS, process)}"
 
 
 def usable_cores() -> list[int]:

@@ -25,6 +25,7 @@ LEAST_ROWS = 4
 SHAPE: dict[str, tuple[str, ...]] = {
     "gemm": ("n", "k", "dtype"),
     "grouped_gemm": ("hidden", "inter", "experts", "dtype"),
+    "router": ("hidden", "experts", "top_k", "dtype"),
     "attention_prefill": ("heads", "kv_heads", "head_dim", "window"),
     "attention_decode": ("heads", "kv_heads", "head_dim", "window"),
     "mla_prefill": ("heads",),

@@ -66,6 +66,15 @@ class Outcome:
     refused: list[dict[str, str]]
     """Rows that could not be run, each with the reason."""
 
+    def beside(self, other: Outcome) -> Outcome:
+        """Both runs as one."""
+        return Outcome(
+            self.measured_count + other.measured_count,
+            self.resumed_count + other.resumed_count,
+            self.disturbed_count + other.disturbed_count,
+            self.refused + other.refused,
+        )
+
 
 @dataclass(frozen=True)
 class Harness:

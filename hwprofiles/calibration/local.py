@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hwprofiles.calibration.environment import Environment
-from hwprofiles.cluster import Cluster
+from hwprofiles.cluster import Cluster, LinkTier
 from hwprofiles.device import Device, MemoryTier
 from hwprofiles.errors import MoesaicError
-from hwprofiles.kernels import dtype
+from hwprofiles.kernels import COLLECTIVES, dtype
 from hwprofiles.sourced import Certainty, Sourced
 
 LARGE_BYTES = 2.0**26
@@ -69,14 +69,36 @@ def local_cluster(environment: Environment, records: Sequence[Mapping[str, Any]]
         ),
         curves="cpu-default",
     )
+    ranks, tiers = _loopback([r for r in records if r["kernel"] in COLLECTIVES])
     return Cluster(
-        name=f"{device.name}-x1"[:80],
+        name=f"{device.name}-x{ranks}"[:80],
         title=device.title,
         device=device,
         nodes=1,
-        devices_per_node=1,
-        tiers=(),
+        devices_per_node=ranks,
+        tiers=tiers,
     )
+
+
+def _loopback(records: Sequence[Mapping[str, Any]]) -> tuple[int, tuple[LinkTier, ...]]:
+    """What joins processes of this machine: the bandwidth of the fastest collective.
+
+    The busiest rank sends and gets (R - 1) / R of its buffer in an all-to-all, an all-gather or a
+    reduce-scatter.
+    """
+    halves = [r for r in records if r["kernel"] != "all_reduce"]
+    if not halves:
+        return 1, ()
+    rate = max(r["message_bytes"] * (1 - 1 / r["devices"]) / r["min_s"] for r in halves)
+    ranks = int(max(r["devices"] for r in records))
+    tier = LinkTier(
+        name="loopback",
+        kind="none",
+        spans_devices=ranks,
+        bandwidth_bytes_per_s=Sourced(value=rate, **_origin("measured", "fastest collective")),
+        latency_s=Sourced(value=0.0, **_origin("assumed", "counted with each operation")),
+    )
+    return ranks, (tier,)
 
 
 def _origin(certainty: Certainty, what: str) -> dict[str, Any]:

@@ -25,6 +25,7 @@ MEASUREMENT: dict[str, type[pl.DataType]] = {
     "spread_ratio": pl.Float64,  # (90th - 10th percentile) / median
     "samples_count": pl.Float64,  # kept
     "dropped_count": pl.Float64,  # thrown away because something else ran
+    "rounds_count": pl.Float64,  # minutes apart, of which this is the middle one
     "steal_ratio": pl.Float64,  # of the cores' time, taken by the hypervisor
     "foreign_ratio": pl.Float64,  # of the cores' time, taken by other processes
     "disturbed": pl.Boolean,  # too few quiet samples; kept as a record, not fitted

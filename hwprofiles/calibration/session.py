@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 from pydantic import Field
 
-from hwprofiles.calibration.cases import cases, disk_cases
+from hwprofiles.calibration.cases import cases, collective_cases, disk_cases
 from hwprofiles.calibration.environment import Environment, available_bytes
 from hwprofiles.calibration.fitting import FamilyFit, Fitted, fit_curves
 from hwprofiles.calibration.harness import Harness, Limits, Outcome
@@ -23,6 +23,8 @@ from hwprofiles.cluster import Cluster
 from hwprofiles.document import Document
 from hwprofiles.errors import MoesaicError
 from hwprofiles.files import dump, write_text
+from hwprofiles.kernels import COLLECTIVES
+from hwprofiles.library import cluster_for
 
 PASSES = 3
 """How often rows that other load disturbed are tried again."""
@@ -39,6 +41,10 @@ class Plan:
     quick: bool = False
     limits: Limits = field(default_factory=Limits)
     keep_disturbed: bool = False
+    ranks: int = 0
+    """Processes to measure collectives between; none: no collectives."""
+    collective_library: str = "gloo"
+    """Backend of torch.distributed: gloo, nccl or hccl."""
 
 
 class Quarantined(Document):
@@ -90,6 +96,8 @@ def run_calibration(
     device = cluster.device.name if cluster else local_name(environment)
     journal = Journal(folder / "measurements.jsonl")
     outcome = _measure(Harness(runner, journal, device, plan.limits), plan, progress)
+    if plan.ranks > 1 and (not plan.families or plan.families & {*COLLECTIVES}):
+        outcome = outcome.beside(_measure_group(journal, device, plan, progress))
     records = [row for row in journal.read() if row["device"] == device]
     report = CalibrationReport(
         device=device,
@@ -101,7 +109,7 @@ def run_calibration(
         refused=tuple(outcome.refused),
     )
     try:
-        machine = cluster or local_cluster(environment, records)
+        machine = _joined(cluster, plan.ranks) or local_cluster(environment, records)
     except MoesaicError as error:
         return _written(report.model_copy(update={"unfitted": error.message}), folder)
     return _written(
@@ -109,14 +117,27 @@ def run_calibration(
     )
 
 
+def _joined(cluster: Cluster | None, ranks: int) -> Cluster | None:
+    """A catalogue device with the links that so many of it have in one node."""
+    if cluster is None or ranks <= cluster.device_count:
+        return cluster
+    return cluster_for(cluster.device.name, ranks, 1)
+
+
 def _measure(
     harness: Harness, plan: Plan, progress: Callable[[Mapping[str, Any]], None]
 ) -> Outcome:
     room = available_bytes() * ROOM_SHARE
     families = harness.runner.families & (plan.families or harness.runner.families)
-    rows = cases(families, plan.forms, room_bytes=room, quick=plan.quick)
+    rows = cases(families, plan.forms, harness.runner.tiers, room_bytes=room, quick=plan.quick)
     if "copy" in families and not plan.quick:
         rows += disk_cases(room)
+    return _in_passes(harness, rows, progress)
+
+
+def _in_passes(
+    harness: Harness, rows: list[dict[str, Any]], progress: Callable[[Mapping[str, Any]], None]
+) -> Outcome:
     first = outcome = harness.measure_all(rows, progress)
     measured = outcome.measured_count
     for _ in range(PASSES - 1):
@@ -126,12 +147,27 @@ def _measure(
     return Outcome(measured, first.resumed_count, outcome.disturbed_count, first.refused)
 
 
+def _measure_group(
+    journal: Journal, device: str, plan: Plan, progress: Callable[[Mapping[str, Any]], None]
+) -> Outcome:
+    """Collectives between processes on this machine."""
+    from hwprofiles.calibration.network.group import RankGroup
+
+    library = plan.collective_library
+    rows = collective_cases(plan.ranks, library, quick=plan.quick)
+    if plan.families:
+        rows = [row for row in rows if row["kernel"] in plan.families]
+    with RankGroup(plan.ranks, backend=library) as group:
+        harness = Harness(group, journal, device, plan.limits, group.watch())
+        return _in_passes(harness, rows, progress)
+
+
 def fitted_report(
     report: CalibrationReport, table: pl.DataFrame, machine: Cluster, folder: Path, plan: Plan
 ) -> CalibrationReport:
     """Set apart what cannot be true, fit each format, and write device and profiles.
 
-    Disk reads describe the disk tier; they are no kernel of the working memory and not fitted.
+    Copies from farther tiers describe those; they are no kernels of the working memory.
     """
     if plan.keep_disturbed:
         table = table.with_columns(disturbed=False)
@@ -141,7 +177,8 @@ def fitted_report(
     write_text(
         folder / "quarantine.jsonl", "".join(dump(_bare(r), "jsonl") for r in bad.to_dicts())
     )
-    streams = good.filter(pl.col("tier").is_null() | (pl.col("tier") != "ssd"))
+    working = machine.device.memory[0].name
+    streams = good.filter(pl.col("tier").is_null() | (pl.col("tier") == working))
     fits: list[FamilyFit] = []
     profiles, why = {}, ""
     for form in plan.forms:

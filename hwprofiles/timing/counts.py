@@ -5,10 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from hwprofiles.cluster import Cluster
+from hwprofiles.device import Device
+from hwprofiles.errors import MoesaicError
 from hwprofiles.timing.rows import Array, Rows, Work
 
 MLA_RANK, MLA_ROPE, MLA_HEAD, MLA_VALUE = 512.0, 64.0, 192.0, 128.0
 """DeepSeek-V2/V3 latent and head widths, taken where a row leaves them out (config.json)."""
+SCORE_PASSES, SCORE_BYTES = 4.0, 4.0
+"""Scores are written, read and written by the softmax, read by the choice; in fp32."""
 
 
 def _work(rows: Rows, cluster: Cluster, flops: Array, moved: Array, left: Array | None) -> Work:
@@ -36,6 +40,15 @@ def grouped_gemm(rows: Rows, cluster: Cluster) -> Work:
     weights = active * matrices * hidden * inter * rows.weight()
     moved = weights + pairs * (2 * hidden + 2 * inter) * rows.activation()
     return _work(rows, cluster, flops, moved, pairs / np.maximum(active, 1))
+
+
+def router(rows: Rows, cluster: Cluster) -> Work:
+    """Scores of all experts, their softmax and the top k: one product, four passes over scores."""
+    get = rows.get
+    tokens, hidden, experts = get("tokens"), get("hidden"), get("experts")
+    scores = SCORE_PASSES * SCORE_BYTES * tokens * experts
+    moved = tokens * hidden * rows.activation() + hidden * experts * rows.weight() + scores
+    return _work(rows, cluster, 2 * tokens * hidden * experts, moved, tokens)
 
 
 def visible_pairs(rows: Rows) -> Array:
@@ -87,6 +100,33 @@ def mla_decode(rows: Rows, cluster: Cluster) -> Work:
 
 
 def moved_bytes(rows: Rows, cluster: Cluster) -> Work:
-    """Elementwise kernels and copies: bytes over the memory's bandwidth."""
+    """Elementwise kernels: bytes over the working memory's bandwidth."""
     moved = rows.get("bytes")
     return Work(np.zeros_like(moved), moved / cluster.device.bandwidth_bytes_per_s)
+
+
+def copy(rows: Rows, cluster: Cluster) -> Work:
+    """Copies: bytes over the bandwidth of the tier they come from."""
+    moved, device = rows.get("bytes"), cluster.device
+    if "tier" not in rows.frame.columns:
+        return moved_bytes(rows, cluster)
+    rate = rows.by_dtype("tier", lambda name: tier_bytes_per_s(device, name), device.memory[0].name)
+    return Work(np.zeros_like(moved), moved / rate)
+
+
+def tier_bytes_per_s(device: Device, tier: str) -> float:
+    """Bandwidth of a memory tier as the device reaches it; the host's over their link.
+
+    Raises:
+        MoesaicError: `outside_evidence` when the device states none.
+    """
+    found = {level.name: level.bandwidth_bytes_per_s.value for level in device.memory}
+    if device.host_link_bytes_per_s is not None:
+        found.setdefault("dram", device.host_link_bytes_per_s.value)
+    if tier not in found:
+        raise MoesaicError(
+            "outside_evidence",
+            f"{device.name} states no bandwidth of {tier}; known: {', '.join(found)}",
+            "/tier",
+        )
+    return found[tier]

@@ -14,7 +14,12 @@ from hwprofiles.errors import MoesaicError
 from hwprofiles.timing.rows import Array, Rows, Work
 
 POINT_TO_POINT = "deepep_low_latency"
-"""The library whose ranks send to each other without a stop inside the node."""
+"""The library whose ranks send to each other without a stop inside the node, over NVLink and the
+network at once (README of DeepEP, "pure RDMA"); its normal kernels forward inside the node what has
+crossed it."""
+ALL_AT_ONCE = "gloo"
+"""The library that posts the sends to all ranks before it waits (gloo/alltoall.cc), so that links
+inside and across nodes are busy at once."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +102,7 @@ def all_to_all(rows: Rows, cluster: Cluster) -> Work:
     group, size = group_of(rows, cluster), rows.get("message_bytes")
     near = size * (group.ranks_per_node - 1) / group.ranks
     far = size * (1 - 1 / group.nodes)
-    return _over_links(near, far, group)
+    return _over_links(near, far, group, _by_library(rows, ALL_AT_ONCE))
 
 
 def exchange(rows: Rows, cluster: Cluster) -> Work:
@@ -108,20 +113,16 @@ def exchange(rows: Rows, cluster: Cluster) -> Work:
     ranks_hit = _reached(rows.get("ranks_reached", np.nan), group.ranks, k)
     far = token * nodes_hit * (1 - 1 / group.nodes)
     near = token * ranks_hit * (1 - 1 / group.ranks_per_node)
-    return _over_links(near, far, group, _point_to_point(rows))
+    return _over_links(near, far, group, _by_library(rows, POINT_TO_POINT))
 
 
-def _point_to_point(rows: Rows) -> NDArray[np.bool_]:
-    """True where every token goes straight to its rank, over NVLink and the network at once.
-
-    DeepEP's low-latency kernels do (its README, "pure RDMA"); its normal kernels forward inside the
-    node what has crossed it.
-    """
+def _by_library(rows: Rows, name: str) -> NDArray[np.bool_]:
+    """True for rows of one exchange library."""
     columns = [name for name in ("_library", "library") if name in rows.frame.columns]
     if not columns:
         return np.zeros(rows.frame.height, dtype=bool)
-    straight = rows.frame[columns[0]].cast(pl.String) == POINT_TO_POINT
-    found: NDArray[np.bool_] = straight.fill_null(value=False).to_numpy()
+    chosen = rows.frame[columns[0]].cast(pl.String) == name
+    found: NDArray[np.bool_] = chosen.fill_null(value=False).to_numpy()
     return found
 
 

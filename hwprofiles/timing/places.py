@@ -92,6 +92,12 @@ def _grouped_gemm(rows: Rows) -> Place:
     return Place(shape, get("skew_alpha", 0), _one(get("tokens")))
 
 
+def _router(rows: Rows) -> Place:
+    get = rows.get
+    shape = _log(get("hidden"), get("experts"), get("top_k"))
+    return Place(shape, np.zeros(len(shape)), _one(get("tokens")))
+
+
 def _collective(rows: Rows) -> Place:
     devices, size = rows.get("devices"), rows.get("message_bytes")
     return Place(_log(devices), np.zeros_like(devices), _one(size))
@@ -111,6 +117,7 @@ FAMILIES: dict[str, Family] = {
     "mla_prefill": Family(_mla, (8,), ("dtype", "kv_dtype")),
     "mla_decode": Family(_mla, (8,), ("dtype", "kv_dtype")),
     "grouped_gemm": Family(_grouped_gemm, (8, 8, 8, 8, 8, 2)),
+    "router": Family(_router, (4, 4, 4)),
     "all_reduce": Family(_collective, (4,), _COMMUNICATION),
     "all_gather": Family(_collective, (4,), _COMMUNICATION),
     "reduce_scatter": Family(_collective, (4,), _COMMUNICATION),

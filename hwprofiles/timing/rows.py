@@ -41,13 +41,18 @@ class Rows:
             if default is None:
                 raise MoesaicError("invalid", f"{self.kernel} needs {column}", f"/{column}")
             return np.full(self.frame.height, float(default))
-        series = self.frame[column].cast(pl.Float64)
-        if default is not None:
-            series = series.fill_null(default)
-        elif series.null_count():
+        series = self.frame[column]
+        if series.dtype != pl.Float64:
+            series = series.cast(pl.Float64)
+        missing = series.null_count()
+        if missing and default is None:
             raise MoesaicError("invalid", f"{self.kernel} needs {column}", f"/{column}")
-        values: Array = series.to_numpy()
-        return values
+        if default is not None and missing == len(series):
+            return np.full(len(series), float(default))
+        values: Array = series.to_numpy()  # nulls become NaN; polars' own fill costs milliseconds
+        if default is None or not missing:
+            return values
+        return np.where(np.isnan(values), default, values)
 
     @property
     def kernel(self) -> str:
@@ -56,10 +61,12 @@ class Rows:
 
     def by_dtype(self, column: str, look: Callable[[str], float], default: str) -> Array:
         """Map a column of format names to numbers, once per distinct name."""
-        names = self.frame[column].fill_null(default)
-        table = {name: float(look(name)) for name in names.unique()}
-        values: Array = names.replace_strict(table, return_dtype=pl.Float64).to_numpy()
-        return values
+        series = self.frame[column]
+        names = [default] if series.null_count() == len(series) else series.to_list()
+        table = {name: float(look(name or default)) for name in set(names)}
+        if len(table) == 1:
+            return np.full(len(series), next(iter(table.values())))
+        return np.array([table[name] for name in names], dtype=np.float64)
 
     def peaks(self, cluster: Cluster) -> Array:
         """Peak FLOP/s of the device in each row's format.

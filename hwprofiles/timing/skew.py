@@ -80,7 +80,24 @@ def busiest_of(columns: Sequence[Array]) -> tuple[Array, Array]:
 
 
 def _drawn(columns: Sequence[Array]) -> tuple[Array, Array]:
-    """`busiest` of each distinct row of the columns."""
+    """`busiest` of each distinct row of the columns; balanced ones in closed form."""
+    ratio, active = _balanced(columns)
+    skewed = columns[0] > 0
+    if skewed.any():
+        ratio[skewed], active[skewed] = _each_once([c[skewed] for c in columns])
+    return ratio, active
+
+
+def _balanced(columns: Sequence[Array]) -> tuple[Array, Array]:
+    """As `busiest` for an exponent of 0."""
+    tokens, top_k, experts, ranks = (np.trunc(c) for c in columns[1:])
+    mean = tokens * top_k / ranks
+    local = np.maximum(experts // ranks, 1)
+    with np.errstate(divide="ignore"):
+        return np.maximum(1.0, 1 / mean), np.minimum(local, np.maximum(1.0, mean))
+
+
+def _each_once(columns: Sequence[Array]) -> tuple[Array, Array]:
     code = np.stack(columns, axis=1) @ np.sqrt(np.array([2.0, 3.0, 5.0, 7.0, 11.0]))
     _, index, back = np.unique(code, return_index=True, return_inverse=True)
     cells = [[float(c[i]) for c in columns] for i in index]

@@ -15,13 +15,13 @@ def choose(
 ) -> tuple[Runner, Cluster | None, tuple[str, ...]]:
     """Pick a runner, the machine it stands for, and the formats to measure.
 
-    `auto` takes CUDA where torch sees it, then an NPU, then this CPU with NumPy.
+    `auto` takes CUDA where torch sees it, then an NPU, then this CPU with torch, else with NumPy.
 
     Raises:
         MoesaicError: `unknown_name` for the device, `invalid` when the asked runner cannot run.
     """
     cluster = None if device == "auto" else single(load_device(device).name)
-    order = ("torch-cuda", "torch-npu", "numpy") if runner == "auto" else (runner,)
+    order = ("torch-cuda", "torch-npu", "torch-cpu", "numpy") if runner == "auto" else (runner,)
     why: dict[str, str] = {}
     for name in order:
         reason = _unusable(name)
@@ -32,6 +32,22 @@ def choose(
         return made, cluster or _found(made), forms
     reasons = "; ".join(f"{name}: {reason}" for name, reason in why.items())
     raise MoesaicError("invalid", f"no runner works here: {reasons}", "/runner")
+
+
+COLLECTIVE_LIBRARIES = {"torch-cpu": "gloo", "torch-cuda": "nccl", "torch-npu": "hccl"}
+"""Runner: the backend of torch.distributed that joins several of its kind."""
+CPU_RANKS = 4
+"""Processes between which collectives are measured on a CPU."""
+
+
+def ranks_here(runner: Runner) -> int:
+    """Processes that collectives can run between: the accelerators here, or a few on a CPU."""
+    if runner.name == "torch-cpu":
+        return CPU_RANKS
+    kernels = getattr(runner, "kernels", None)
+    if runner.name not in COLLECTIVE_LIBRARIES or kernels is None:
+        return 0
+    return int(getattr(kernels.torch, kernels.device).device_count())
 
 
 def single(name: str) -> Cluster:
@@ -65,7 +81,8 @@ def _make(name: str, folder: Path) -> tuple[Runner, tuple[str, ...]]:
         return TorchNpu(), ("bf16", "fp16", "int8")
     from hwprofiles.calibration.runners.torch_cuda import TorchCuda
 
-    runner = TorchCuda("cuda" if name == "torch-cuda" else "cpu")
+    folder.mkdir(parents=True, exist_ok=True)
+    runner = TorchCuda("cuda" if name == "torch-cuda" else "cpu", folder=folder)
     return runner, runner.forms
 
 

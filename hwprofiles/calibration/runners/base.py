@@ -30,6 +30,8 @@ class Runner(Protocol):
     version: str
     families: frozenset[str]
     """Kernel families it can run."""
+    tiers: tuple[str | None, ...]
+    """Where its copies come from; none: inside the memory it works in."""
 
     def environment(self) -> Environment:
         """Fingerprint of the machine and the libraries."""

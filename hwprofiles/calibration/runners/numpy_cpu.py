@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +25,7 @@ from hwprofiles.calibration.runners.base import (
     number,
     whole,
 )
+from hwprofiles.calibration.runners.disk import disk_read
 
 Floats = NDArray[np.float32]
 _BLOCK = 32  # weights that share one scale in Q4_0 and Q8_0 (ggml)
@@ -38,8 +37,9 @@ class NumpyCpu:
 
     name = "numpy"
     version = np.__version__
+    tiers: tuple[str | None, ...] = ("dram",)
     families = frozenset(
-        {"gemm", "grouped_gemm", "attention_prefill", "attention_decode", "mla_decode",
+        {"gemm", "grouped_gemm", "router", "attention_prefill", "attention_decode", "mla_decode",
          "elementwise", "copy"}
     )  # fmt: skip
 
@@ -138,6 +138,22 @@ def _grouped_gemm(runner: NumpyCpu, row: Row) -> Prepared:
     return Prepared(run)
 
 
+def _router(runner: NumpyCpu, row: Row) -> Prepared:
+    """Scores, their softmax, the top k and their sum made one."""
+    tokens = runner.floats(whole(row, "tokens"), whole(row, "hidden"))
+    weight = runner.weights(str(row.get("dtype")), whole(row, "hidden"), whole(row, "experts"))
+    top_k = whole(row, "top_k")
+
+    def run() -> Floats:
+        scores = _softmax(tokens @ weight())
+        index = np.argpartition(-scores, top_k - 1, axis=1)[:, :top_k]
+        chosen: Floats = np.take_along_axis(scores, index, axis=1)
+        chosen /= chosen.sum(axis=1, keepdims=True)
+        return chosen
+
+    return Prepared(run)
+
+
 def _softmax(scores: Floats) -> Floats:
     scores -= scores.max(axis=-1, keepdims=True)
     np.exp(scores, out=scores)
@@ -196,7 +212,7 @@ def _elementwise(runner: NumpyCpu, row: Row) -> Prepared:
 def _copy(runner: NumpyCpu, row: Row) -> Prepared:
     tier = str(row.get("tier") or "dram")
     if tier == "ssd":
-        return _disk_read(runner, whole(row, "bytes"))
+        return disk_read(runner.name, whole(row, "bytes"), runner.folder)
     if tier != "dram":
         raise cannot("numpy", f"a copy from {tier}; it knows dram and ssd")
     given = runner.floats(max(1, whole(row, "bytes") // 8))
@@ -204,33 +220,10 @@ def _copy(runner: NumpyCpu, row: Row) -> Prepared:
     return Prepared(lambda: np.copyto(out, given))
 
 
-def _disk_read(runner: NumpyCpu, size: int) -> Prepared:
-    """Read a file that was just dropped from the page cache."""
-    if not hasattr(os, "posix_fadvise"):
-        raise cannot("numpy", "a disk read that does not come from the page cache on this system")
-    descriptor, name = tempfile.mkstemp(dir=runner.folder, prefix=".calibrate-")
-    Path(name).unlink()
-    block = runner.random.bytes(min(size, 2**24))
-    for start in range(0, size, len(block)):
-        os.write(descriptor, block[: size - start])
-    os.fsync(descriptor)
-    buffer = ctypes.create_string_buffer(size)
-
-    def drop() -> None:
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        os.lseek(descriptor, 0, os.SEEK_SET)
-
-    def read() -> None:
-        view, at = memoryview(buffer), 0
-        while at < size:
-            at += os.readv(descriptor, [view[at:size]])
-
-    return Prepared(read, before=drop, close=lambda: os.close(descriptor))
-
-
 BUILDERS: dict[str, Callable[[NumpyCpu, Row], Prepared]] = {
     "gemm": _gemm,
     "grouped_gemm": _grouped_gemm,
+    "router": _router,
     "attention_prefill": _attention_prefill,
     "attention_decode": _attention_decode,
     "mla_decode": _mla_decode,

@@ -23,6 +23,8 @@ class Recorded:
             version = str(row.get("backend_version") or version)
         self.version = version
         self.families = frozenset(str(row["kernel"]) for row in rows)
+        copies = [row.get("tier") for row in rows if row["kernel"] == "copy"]
+        self.tiers = tuple(dict.fromkeys(tier for tier in copies if tier != "ssd"))
         self._environment = environment
         self._next_s = 0.0
 

@@ -8,15 +8,22 @@ import subprocess
 import sys
 import time
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from hwprofiles.calibration.environment import Environment, read_environment
-from hwprofiles.calibration.runners.base import Prepared, Row
+from hwprofiles.calibration.runners.base import Prepared, Row, whole
+from hwprofiles.calibration.runners.disk import disk_read
 from hwprofiles.calibration.runners.torch_kernels import BUILDERS, TorchKernels
 from hwprofiles.errors import MoesaicError
 
 PROBE_S = 180
 _CPU_TRASH_BYTES = 2**27
+FORMS = {
+    "cuda": ("bf16", "fp16", "fp8", "int8", "w8a16", "w4a16"),
+    "cpu": ("fp32", "bf16", "w8a16", "w4a16"),
+}
+"""Numeric formats to measure; the first is the one for attention."""
 
 
 def unusable(kind: str) -> str | None:
@@ -51,14 +58,21 @@ class TorchCuda:
 
     families = frozenset(BUILDERS)
 
-    def __init__(self, device: str = "cuda", torch: Any = None) -> None:  # noqa: ANN401 - a module
+    def __init__(
+        self,
+        device: str = "cuda",
+        torch: Any = None,  # noqa: ANN401 - a module
+        folder: Path | None = None,
+    ) -> None:
+        self.folder = folder
         os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
         self.torch = torch or importlib.import_module("torch")
         self.device = device
         self.name = f"torch-{device}"
         self.version = str(self.torch.__version__)
         self.kernels = TorchKernels(self.torch, device)
-        self.forms = ("bf16", "fp16", "fp8", "int8") if device == "cuda" else ("fp32", "bf16")
+        self.forms = FORMS[device]
+        self.tiers: tuple[str | None, ...] = (None, "dram") if device == "cuda" else ("dram",)
         self.trash = self.torch.zeros(self._trash_bytes() // 4, device=device)
 
     def _trash_bytes(self) -> int:
@@ -86,6 +100,8 @@ class TorchCuda:
         Raises:
             MoesaicError: `outside_evidence` where torch refuses the row, with torch's own words.
         """
+        if row.get("tier") == "ssd":
+            return disk_read(self.name, whole(row, "bytes"), self.folder)
         try:
             run = self.kernels.build(row)
             run()

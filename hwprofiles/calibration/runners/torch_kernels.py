@@ -10,7 +10,10 @@ from hwprofiles.calibration.runners.base import Row, cannot, expert_split, numbe
 
 _LATENT, _ROTARY, _KEY, _VALUE = 512, 64, 192, 128  # DeepSeek-V2/V3 widths (config.json)
 _ALIGNED = 16  # torch._scaled_mm and torch._int_mm want multiples of 16
-Call = Callable[[], object]
+_GROUP = 128  # weights of a column that share a scale, as in kernels.py
+PACKED_BITS = {"w8a16": 8, "w4a16": 4}
+"""Formats that are unpacked to bfloat16 before each product, and their bits a weight."""
+Call = Callable[[], Any]
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,8 @@ class TorchKernels:
     torch: Any
     device: str
     """cuda, cpu or npu."""
+    group: Any = None
+    """Process group that collectives run in; none: the whole world."""
 
     def build(self, row: Row) -> Call:
         """The timed operation of a row.
@@ -33,9 +38,10 @@ class TorchKernels:
         return BUILDERS[kernel](self, row)
 
     def form(self, row: Row) -> Any:  # noqa: ANN401 - a torch dtype
-        """The torch dtype of a row's format."""
+        """The torch dtype that a row computes in."""
         names = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16",
-                 "fp8": "float8_e4m3fn", "int8": "int8"}  # fmt: skip
+                 "fp8": "float8_e4m3fn", "int8": "int8",
+                 **dict.fromkeys(PACKED_BITS, "bfloat16")}  # fmt: skip
         name = str(row.get("dtype") or "bf16")
         if name not in names:
             raise cannot(f"torch {self.device}", f"{name}; it runs {', '.join(names)}")
@@ -48,14 +54,40 @@ class TorchKernels:
         wide = form if form.itemsize > 1 else self.torch.float16
         return self.torch.rand(shape, dtype=wide, device=self.device).to(form)
 
+    def weight(self, row: Row, rows: int, columns: int) -> Call:
+        """A stored matrix (rows, columns), and how it becomes numbers to compute with.
+
+        Packed formats keep 8 or 4 bits a weight and one scale for `_GROUP` weights of a column.
+        """
+        form, bits = self.form(row), PACKED_BITS.get(str(row.get("dtype")))
+        if bits is None:
+            plain = self.random(form, rows, columns)
+            return lambda: plain
+        group = _GROUP if rows % _GROUP == 0 else rows
+        scales = self.random(form, rows // group, 1, columns)
+        shape = (rows // group, group, columns)
+        if bits == 8:  # noqa: PLR2004 - bits of a byte
+            codes = self.random(self.torch.int8, *shape)
+            return lambda: (codes * scales).view(rows, columns)
+        if group % 2:
+            raise cannot("torch", f"4-bit weights in columns of {rows}")
+        shape = (rows // group, group // 2, columns)
+        packed = self.torch.randint(0, 255, shape, dtype=self.torch.uint8, device=self.device)
+
+        def unpacked() -> Any:  # noqa: ANN401 - a tensor
+            codes = self.torch.cat(((packed & 15), (packed >> 4)), 1).to(form) - 8
+            return (codes * scales).view(rows, columns)
+
+        return unpacked
+
 
 def _gemm(kernels: TorchKernels, row: Row) -> Call:
     torch, form = kernels.torch, kernels.form(row)
     m, n, k = whole(row, "m"), whole(row, "n"), whole(row, "k")
     left = kernels.random(form, m, k)
     if form.itemsize > 1:
-        right, out = kernels.random(form, k, n), kernels.random(form, m, n)
-        return lambda: torch.matmul(left, right, out=out)
+        right, out = kernels.weight(row, k, n), kernels.random(form, m, n)
+        return lambda: torch.matmul(left, right(), out=out)
     if m % _ALIGNED or n % _ALIGNED or k % _ALIGNED:
         raise cannot("torch", f"{row.get('dtype')} with sizes that are no multiple of {_ALIGNED}")
     right = kernels.random(form, n, k).t()
@@ -72,27 +104,52 @@ def _grouped_gemm(kernels: TorchKernels, row: Row) -> Call:
         raise cannot("torch", f"grouped GEMM in {row.get('dtype')}")
     stored, split = expert_split(row)
     hidden, inter = whole(row, "hidden"), round(number(row, "inter") / number(row, "moe_tp", 1))
-    into = kernels.random(form, stored, hidden, inter * (whole(row, "matrices", 3) - 1))
-    out = kernels.random(form, stored, inter, hidden)
+    wide, packed = inter * (whole(row, "matrices", 3) - 1), str(row.get("dtype")) in PACKED_BITS
     tokens = kernels.random(form, sum(split), hidden)
-    gated = into.shape[-1] > inter
 
-    def active(wide: Any) -> Any:  # noqa: ANN401 - a tensor
-        if not gated:
-            return wide
-        gate, up = wide[:, :inter], wide[:, inter:]
+    def active(both: Any) -> Any:  # noqa: ANN401 - a tensor
+        if wide == inter:
+            return both
+        gate, up = both[:, :inter], both[:, inter:]
         return torch.nn.functional.silu(gate) * up
 
-    if kernels.device == "cuda" and hasattr(torch, "_grouped_mm") and form == torch.bfloat16:
+    if _all_at_once(kernels, form) and not packed:
+        into, out = (
+            kernels.random(form, stored, *size) for size in ((hidden, wide), (inter, hidden))
+        )
         counts = torch.tensor(split + [0] * (stored - len(split)), device=kernels.device)
         ends = counts.cumsum(0).to(torch.int32)
         grouped = torch._grouped_mm  # noqa: SLF001 - not public yet
         return lambda: grouped(active(grouped(tokens, into, offs=ends)), out, offs=ends)
     blocks = list(torch.split(tokens, split))
+    ups = [kernels.weight(row, hidden, wide) for _ in range(stored)]
+    downs = [kernels.weight(row, inter, hidden) for _ in range(stored)]
 
     def run() -> None:
-        for index, block in enumerate(blocks):
-            _ = active(block @ into[index]) @ out[index]
+        for up, down, block in zip(ups, downs, blocks, strict=False):
+            _ = active(block @ up()) @ down()
+
+    return run
+
+
+def _all_at_once(kernels: TorchKernels, form: Any) -> bool:  # noqa: ANN401 - a torch dtype
+    torch = kernels.torch
+    return kernels.device == "cuda" and hasattr(torch, "_grouped_mm") and form == torch.bfloat16
+
+
+def _router(kernels: TorchKernels, row: Row) -> Call:
+    """Scores, their softmax in float32, the top k and their sum made one."""
+    torch, form = kernels.torch, kernels.form(row)
+    if form.itemsize == 1:
+        raise cannot("torch", f"a router in {row.get('dtype')}")
+    top_k = whole(row, "top_k")
+    tokens = kernels.random(form, whole(row, "tokens"), whole(row, "hidden"))
+    weight = kernels.random(form, whole(row, "hidden"), whole(row, "experts"))
+
+    def run() -> tuple[Any, Any]:
+        scores = torch.softmax((tokens @ weight).float(), dim=-1)
+        chosen, index = torch.topk(scores, top_k, dim=-1)
+        return chosen / chosen.sum(-1, keepdim=True), index
 
     return run
 
@@ -177,19 +234,18 @@ def _collective(name: str) -> Callable[[TorchKernels, Row], Call]:
         ranks = whole(row, "devices")
         if not (group.is_available() and group.is_initialized()):
             raise cannot("torch", f"{name} in one process; start it under torchrun")
-        if group.get_world_size() != ranks:
-            raise cannot(
-                "torch", f"{name} over {ranks} ranks in a world of {group.get_world_size()}"
-            )
+        size = group.get_world_size(kernels.group)
+        if size != ranks:
+            raise cannot("torch", f"{name} over {ranks} ranks in a group of {size}")
         count = max(ranks, whole(row, "message_bytes") // 2 // ranks * ranks)
         full = torch.zeros(count, dtype=torch.float16, device=kernels.device)
         part = torch.zeros(count // ranks, dtype=torch.float16, device=kernels.device)
         other = torch.zeros_like(full)
         calls: dict[str, Call] = {
-            "all_reduce": lambda: group.all_reduce(full),
-            "all_gather": lambda: group.all_gather_into_tensor(full, part),
-            "reduce_scatter": lambda: group.reduce_scatter_tensor(part, full),
-            "all_to_all": lambda: group.all_to_all_single(other, full),
+            "all_reduce": lambda: group.all_reduce(full, group=kernels.group),
+            "all_gather": lambda: group.all_gather_into_tensor(full, part, group=kernels.group),
+            "reduce_scatter": lambda: group.reduce_scatter_tensor(part, full, group=kernels.group),
+            "all_to_all": lambda: group.all_to_all_single(other, full, group=kernels.group),
         }
         return calls[name]
 
@@ -199,6 +255,7 @@ def _collective(name: str) -> Callable[[TorchKernels, Row], Call]:
 BUILDERS: dict[str, Callable[[TorchKernels, Row], Call]] = {
     "gemm": _gemm,
     "grouped_gemm": _grouped_gemm,
+    "router": _router,
     "attention_prefill": _attention_prefill,
     "attention_decode": _attention_decode,
     "mla_prefill": _mla_prefill,

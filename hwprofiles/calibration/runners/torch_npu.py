@@ -38,6 +38,7 @@ class TorchNpu:
 
     name = "torch-npu"
     families = frozenset(BUILDERS)
+    tiers: tuple[str | None, ...] = (None, "dram")
 
     def __init__(self, torch: Any = None) -> None:  # noqa: ANN401 - a module
         os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"

@@ -53,6 +53,7 @@ class Fake:
     """A runner whose times are made up."""
 
     name, version, families = "fake", "1", frozenset({"gemm"})
+    tiers: tuple[str | None, ...] = ()
 
     def __init__(self, seconds: Callable[[int], float], kill_at: int | None = None) -> None:
         self.seconds, self.kill_at = seconds, kill_at
