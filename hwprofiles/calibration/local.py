@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hwprofiles.calibration.environment import Environment
-from hwprofiles.cluster import Cluster, LinkTier
+from hwprofiles.cluster import Cluster
 from hwprofiles.device import Device, MemoryTier
 from hwprofiles.errors import MoesaicError
 from hwprofiles.kernels import COLLECTIVES, dtype
 from hwprofiles.sourced import Certainty, Sourced
+from hwprofiles.tier import LinkTier
 
 LARGE_BYTES = 2.0**26
 """Streams below this size may come from caches."""

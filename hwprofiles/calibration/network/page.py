@@ -70,7 +70,8 @@ def _line_table(report: NetworkReport) -> list[str]:
     return head + [
         f"| {line.devices} | {line.nodes} | {line.alpha_s * 1e3:.2f} ms "
         f"| {line.beta_bytes_per_s / 1e6:.1f} MB/s | {line.r_squared_ratio:.4f} "
-        f"| {line.fitted_count} | {line.held_out_count} | {line.error_median_ratio:.1%} | {line.error_p90_ratio:.1%} |"
+        f"| {line.fitted_count} | {line.held_out_count} | {line.error_median_ratio:.1%} "
+        f"| {line.error_p90_ratio:.1%} |"
         for line in report.lines
     ]
 

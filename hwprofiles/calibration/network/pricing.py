@@ -14,12 +14,13 @@ from hwprofiles.calibration.fitting import STEPS
 from hwprofiles.calibration.network.lab import Topology
 from hwprofiles.calibration.network.orders import order_rows
 from hwprofiles.calibration.network.switch import LinkSpec
-from hwprofiles.cluster import Cluster, LinkTier
+from hwprofiles.cluster import Cluster
 from hwprofiles.device import Device
 from hwprofiles.efficiency import Band, Curves, EfficiencyCurve
 from hwprofiles.errors import MoesaicError
 from hwprofiles.kernels import kernel_rows
 from hwprofiles.sourced import Sourced
+from hwprofiles.tier import LinkTier
 from hwprofiles.timing.rows import Array, Rows
 from hwprofiles.timing.rules import RULES
 
