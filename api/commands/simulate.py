@@ -13,6 +13,8 @@ from api.output import Output, output_options
 from hwprofiles.errors import MoesaicError
 
 if TYPE_CHECKING:
+    import polars as pl
+
     from planner.simulation.kinds import Kind
     from planner.simulation.question import SimulationQuestion
 
@@ -38,7 +40,7 @@ _PATH = click.Path(dir_okay=False, path_type=Path)
     "--trace",
     "trace_path",
     type=_PATH,
-    help="Write a Chrome/Perfetto trace (.json) of requests and load.",
+    help="Write a Chrome/Perfetto trace (.json), or its slices as a table (.csv, .parquet).",
 )
 def command(
     file: Path, form: str, out: Path | None, overrides: tuple[str, ...], quiet: bool,
@@ -97,12 +99,10 @@ def _serve(output: Output, question: SimulationQuestion, paths: dict[str, Path |
         write_table(timeline_path, run.timeline.table())
         output.note(f"wrote {timeline_path}")
     if trace_path is not None:
-        from planner.formats.perfetto import write_perfetto
         from planner.simulation.slices import load_counters, request_slices
 
         counters = load_counters(run.timeline.table())
-        write_perfetto(trace_path, request_slices(requests), counters)
-        output.note(f"wrote {trace_path}")
+        _timeline(output, trace_path, request_slices(requests), counters)
     output.show(answer.model_dump(mode="json"), lambda: simulation_text(answer))
 
 
@@ -117,11 +117,22 @@ def _other(
     if trace_path is not None:
         if slices is None:
             raise MoesaicError("invalid", f"a simulation of kind {data['kind']} has no timeline")
-        from planner.formats.perfetto import write_perfetto
-
-        write_perfetto(trace_path, slices)
-        output.note(f"wrote {trace_path}")
+        _timeline(output, trace_path, slices, None)
     output.show(answer.model_dump(mode="json"), lambda: facts_text(answer))
+
+
+def _timeline(
+    output: Output, path: Path, slices: pl.DataFrame, counters: pl.DataFrame | None
+) -> None:
+    """Write slices for a trace viewer, or as a table for a Gantt chart."""
+    from planner.formats.perfetto import write_perfetto
+    from planner.simulation.files import write_table
+
+    if path.suffix == ".json":
+        write_perfetto(path, slices, counters)
+    else:
+        write_table(path, slices)
+    output.note(f"wrote {path}")
 
 
 @contextmanager

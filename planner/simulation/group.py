@@ -61,6 +61,8 @@ class Group:
         self._advancing = False
         self.paused = False
         self.holding = False
+        self._rank_time_s = 0.0
+        self._ranks_since_s = 0.0
         self._held: list[Sequence] = []
         self.after_plan: Callable[[Group, float], None] | None = None
         self.after_step: Callable[[Group, float], None] | None = None
@@ -119,11 +121,18 @@ class Group:
 
         Must be called between iterations: from `after_step`, or when nothing runs.
         """
+        now_s = self._clock.now
+        self._rank_time_s += len(self.ranks) * (now_s - self._ranks_since_s)
+        self._ranks_since_s = now_s
         self.ranks, self._seconds = ranks, seconds
         self.paused = self.holding = False
         held, self._held = self._held, []
         for sequence in (*moved, *held):
             self.submit(sequence)
+
+    def rank_time_s(self, end_s: float) -> float:
+        """Ranks times seconds up to a time after the last change."""
+        return self._rank_time_s + len(self.ranks) * max(end_s - self._ranks_since_s, 0.0)
 
     @property
     def between(self) -> bool:

@@ -30,7 +30,8 @@ class LengthsDrawn(Document):
     variation_ratio: Annotated[float, Field(ge=0, le=10)] = 0.0
     """Standard deviation over mean."""
     file: Path | None = None
-    """Measured lengths to draw from in place of isl and osl (Vidur's CSV)."""
+    """Measured lengths to draw from in place of isl and osl: Vidur's CSV, or a trace in JSON lines
+    (ShareGPT's, Mooncake's)."""
 
 
 class TraceLoad(Document):

@@ -242,10 +242,17 @@ def source_of(question: SimulationQuestion, seed: int) -> Iterator[Request] | Cl
 
 def _lengths(drawn: LengthsDrawn) -> Lengths:
     if drawn.file is not None:
-        return sampled_lengths(read_vidur_lengths(drawn.file))
+        return sampled_lengths(_measured_lengths(drawn.file))
     if not drawn.variation_ratio:
         return fixed_lengths(drawn.isl, drawn.osl)
     return lognormal_lengths(drawn.isl, drawn.osl, drawn.variation_ratio)
+
+
+def _measured_lengths(path: Path) -> list[tuple[int, int]]:
+    """Pairs of lengths: Vidur's CSV, or those of a trace whose arrivals do not matter."""
+    if path.suffix == ".jsonl":
+        return [(r.isl_tokens, r.osl_tokens) for r in read_trace(path)]
+    return read_vidur_lengths(path)
 
 
 def _longest_tokens(question: SimulationQuestion) -> int:
@@ -255,7 +262,7 @@ def _longest_tokens(question: SimulationQuestion) -> int:
         requests = itertools.islice(read_trace(load.file, load.format), question.requests)
         return max(r.isl_tokens + r.osl_tokens for r in requests)
     if load.lengths.file is not None:
-        return max(isl + osl for isl, osl in read_vidur_lengths(load.lengths.file))
+        return max(isl + osl for isl, osl in _measured_lengths(load.lengths.file))
     spread = 1 + _LENGTH_REACH * load.lengths.variation_ratio
     return round((load.lengths.isl + load.lengths.osl) * spread)
 

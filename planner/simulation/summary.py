@@ -89,6 +89,7 @@ def _rates(run: Serving, requests: pl.DataFrame, slo: Slo) -> dict[str, float]:
         "cached_tokens_ratio": _ratio(
             _sum(requests, "cached_tokens"), _sum(requests, "isl_tokens")
         ),
+        "rank_time_s": sum(group.rank_time_s(end_s) for group in run.groups),
         "iterations_count": float(sum(group.iterations for group in run.groups)),
     }
     if span_s > 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from fastapi.testclient import TestClient
 
 from api.app import create_app
 from api.cli import group
+from api.commands.simulate import _progress
+from planner.simulation.question import SimulationQuestion
 
 QUESTION: dict[str, Any] = {
     "model": "qwen3-30b-a3b", "cluster": "dgx-h100", "layout": {"dp": 2},
@@ -128,6 +131,30 @@ def test_a_pass_writes_its_timeline(tmp_path: Path) -> None:
     file.write_text(json.dumps(question))
     assert CliRunner().invoke(group, ["simulate", str(file), "--trace", str(path)]).exit_code == 0
     assert json.loads(path.read_text())["traceEvents"]
+    table = tmp_path / "p.csv"
+    assert CliRunner().invoke(group, ["simulate", str(file), "--trace", str(table)]).exit_code == 0
+    slices = pl.read_csv(table)
+    assert slices.columns == ["process", "track", "name", "start_s", "end_s"]
+    assert slices.height == 16
+
+
+def test_a_terminal_sees_simulated_and_real_time(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TTY_INTERACTIVE", "1")
+    question = SimulationQuestion.parse(QUESTION)
+    with _progress(question, quiet=False) as tell:
+        assert tell is not None
+        tell(0, 20, 12.5)
+        tell(1, 40, 17.5)
+    shown = capsys.readouterr().err
+    assert "40 requests" in shown
+    assert "17.5 s simulated" in shown
+    assert "run 2" in shown
+    assert re.search(r"0:00:0\d", shown)
+    with _progress(question, quiet=True) as silent:
+        assert silent is None
 
 
 def test_rest_takes_no_files_of_choices(client: TestClient) -> None:
