@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from hwprofiles.document import Document, parse_as
 from hwprofiles.errors import unknown_name
 from hwprofiles.files import read_document
-from hwprofiles.kernels import KERNELS
+from hwprofiles.kernels import COLLECTIVES, EXCHANGES, KERNELS
 from hwprofiles.sourced import Certainty
 from hwprofiles.units import Hertz, Ratio, Seconds
 
@@ -86,7 +86,13 @@ class Curves(Document):
     source: Annotated[str, Field(min_length=8)]
     date: datetime.date
     certainty: Certainty
+    base: str | None = None
+    """Set whose families stand where this one has none."""
+    memory: Band | None = None
+    """Share of memory bandwidth in every family, where whole passes were measured, not kernels."""
     families: dict[str, EfficiencyCurve]
+    assumed: frozenset[str] = frozenset()
+    """Families taken over from an assumed base as they are; loading fills this in."""
     array: MacArray | None = None
     """Set where products are priced by the cycles of an array instead of shares of a peak."""
 
@@ -100,7 +106,7 @@ class Curves(Document):
 
 @cache
 def load_curves(name: str) -> Curves:
-    """Load a set of curves by name.
+    """Load a set of curves by name, with what it takes over from its base.
 
     Raises:
         MoesaicError: `unknown_name`, with the nearest known names.
@@ -108,4 +114,18 @@ def load_curves(name: str) -> Curves:
     path = FOLDER / f"{name}.yaml"
     if not path.exists():
         raise unknown_name("curve set", name, (p.stem for p in FOLDER.glob("*.yaml")))
-    return parse_as(Curves, read_document(path), what=f"curves/{name}.yaml")
+    own = parse_as(Curves, read_document(path), what=f"curves/{name}.yaml")
+    return own if own.base is None else _on_base(own, load_curves(own.base))
+
+
+def _on_base(own: Curves, base: Curves) -> Curves:
+    inherited = {
+        name: curve
+        if own.memory is None or name in (*COLLECTIVES, *EXCHANGES)
+        else curve.model_copy(update={"memory": own.memory})
+        for name, curve in base.families.items()
+    }
+    families = inherited | own.families
+    unsure = set(base.families) if base.certainty == "assumed" else base.assumed
+    same = {name for name in unsure if families[name] == base.families[name]}
+    return own.model_copy(update={"families": families, "assumed": frozenset(same)})

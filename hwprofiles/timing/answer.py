@@ -116,7 +116,8 @@ def _by_rule(kernel: str, part: pl.DataFrame, cluster: Cluster) -> pl.DataFrame:
             "outside_evidence", f"curves {curves.name} say nothing of {kernel}; known: {known}"
         )
     times, bound = RULES[kernel](Rows(part), cluster, curves.families[kernel])
-    sources = np.full(part.height, "assumed" if curves.certainty == "assumed" else "modelled")
+    unsure = curves.certainty == "assumed" or kernel in curves.assumed
+    sources = np.full(part.height, "assumed" if unsure else "modelled")
     return _answer(part, times, bound, sources)
 
 
