@@ -1,4 +1,5 @@
-"""The machines of BigMac's paper (arXiv:2502.16927), one link efficiency fitted on k = 1."""
+"""The machines of BigMac's paper (arXiv:2502.16927), one link efficiency fitted on k = 1; loads that
+a layout was not made for."""
 
 from __future__ import annotations
 
@@ -9,7 +10,9 @@ import numpy as np
 import pytest
 
 from hwprofiles.crossing import Links, crossing_s
+from planner.formats.expert_load import read_expert_load
 from planner.moe_model import MoeFfn
+from planner.search.eplb import eplb
 from planner.work.order import FineGrained, cdac, dcca, sharded_elements
 from planner.work.volumes import crossing_of, exchange_of
 
@@ -124,3 +127,28 @@ def testbed(shared):
 def shape_of():
     """A base model with k of 64 experts, its batch and its ranks."""
     return shaped
+
+
+def after_eplb(seen, served, ranks=32, slots=288):
+    """Counts of `served` on each rank of a layout made from `seen`, as equal experts a rank."""
+    found = np.zeros_like(served)
+    for layer, (old, new) in enumerate(zip(seen, served, strict=True)):
+        places = eplb(old, slots, ranks)
+        copies = np.bincount(places.ravel(), minlength=new.size)
+        found[layer] = np.repeat((new / copies)[places].sum(axis=1), new.size // ranks)
+    return found
+
+
+@pytest.fixture(scope="session")
+def served_elsewhere(shared):
+    """DeepSeek-V3's load when a layout balanced on one published prefill load serves another.
+
+    32 redundant experts on 32 ranks, every ordered pair of three loads, each as a routing.
+    """
+    folder = shared / "data/traces/expert_load_deepseek_v3"
+    loads = []
+    for name in ("prefill_in512", "prefill_in1024", "prefill_in2048"):
+        counts = np.array(read_expert_load(folder / f"{name}.json").counts, dtype=float)
+        loads.append(counts[counts.sum(axis=1) > 0])
+    pairs = [(a, b) for a in loads for b in loads if a is not b]
+    return [{"kind": "measured", "counts": after_eplb(*pair).tolist()} for pair in pairs]
