@@ -1,5 +1,5 @@
-"""The machines of BigMac's paper (arXiv:2502.16927), one link efficiency fitted on k = 1; loads that
-a layout was not made for."""
+"""BigMac's machines (arXiv:2502.16927), one link efficiency fitted on k = 1; loads a layout was not
+made for."""
 
 from __future__ import annotations
 

@@ -57,8 +57,11 @@ def test_two_micro_batches_do_not_pay_with_few_sequences():
     pool = paper_figures()["sglang96-decode-2000"].point["decode"]
     gains = []
     for batch in (32, 256):
-        rates = [node_rate("sglang96-decode-2000", "decode", decode=pool | {"batch": batch},
-                           experts={"overlap": way}) for way in ("none", "micro_batch")]  # fmt: skip
+        sized = pool | {"batch": batch}
+        rates = [
+            node_rate("sglang96-decode-2000", "decode", decode=sized, experts={"overlap": way})
+            for way in ("none", "micro_batch")
+        ]
         gains.append(rates[1] / rates[0] - 1)
     assert gains[0] < 0 < gains[1]
 
