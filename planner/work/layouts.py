@@ -1,4 +1,4 @@
-"""Expert layouts that deployments use: slots with copies, H2P's split sums, experts set apart."""
+"""Experts, copies and shared experts on the ranks of published deployments."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hwprofiles.crossing import Crossing
 from hwprofiles.errors import MoesaicError
+from planner.expert_layout import ExpertLayout
 from planner.moe_model import MoeFfn
 from planner.routing import device_load
 from planner.routing.load import Array
@@ -47,6 +47,12 @@ class ExpertSlots:
             )
         return slots // self.routed_ranks
 
+    @property
+    def layout(self) -> ExpertLayout:
+        """What an estimate is asked to lay experts out like this."""
+        copies = self.slots_per_rank * self.routed_ranks - self.routed
+        return ExpertLayout(redundant_experts=copies, shared_ranks=self.shared)
+
     def busiest(self, moe: MoeFfn, shares: Array, tokens: float) -> float:
         """Busiest routed rank's token-expert pairs over the mean, `tokens` over all ranks."""
         held = self.slots_per_rank * self.routed_ranks - self.routed
@@ -70,45 +76,3 @@ EXPERT_SLOTS: dict[str, ExpertSlots] = {
     )
 }  # fmt: skip
 """Published deployments by name."""
-
-
-@dataclass(frozen=True)
-class BlockSum:
-    """What closes a tensor-parallel attention block, on one rank."""
-
-    sent_bytes: float
-    """On the way out of attention; the all-gather after the norm is the experts' input."""
-    norm_tokens: float
-
-
-def all_reduced(tokens: float, hidden: int, tp: int) -> BlockSum:
-    """All-reduce, then every rank norms every token (Megatron-LM)."""
-    return BlockSum(2 * (tp - 1) / tp * tokens * hidden * 2, tokens)
-
-
-def split_sum(tokens: float, hidden: int, tp: int) -> BlockSum:
-    """H2P: reduce-scatter, norm the own part, gather later (Pangu Pro MoE, arXiv:2505.21411).
-
-    Half the bytes on the way out, and 1 / tp of the norms.
-    """
-    return BlockSum((tp - 1) / tp * tokens * hidden * 2, tokens / tp)
-
-
-def experts_apart(
-    attention_ranks: Array, expert_ranks: Array, tokens: Array, token_bytes: float, moe: MoeFfn
-) -> Crossing:
-    """One way between attention ranks and expert ranks of their own (xDeepServe, arXiv:2508.02520).
-
-    The slower end counts: what an attention rank sends or what the mean expert rank takes.
-
-    Args:
-        attention_ranks: ranks that hold tokens, [candidates].
-        expert_ranks: ranks that hold experts.
-        tokens: tokens of one attention rank.
-        token_bytes: bytes of one token on the wire.
-        moe: the expert block; every token goes to its top_k experts.
-    """
-    sent = np.asarray(tokens, dtype=float) * moe.top_k * token_bytes
-    taken = sent * np.asarray(attention_ranks) / np.asarray(expert_ranks)
-    pairs = np.asarray(tokens, dtype=float) * moe.top_k
-    return Crossing(np.zeros_like(sent), np.maximum(sent, taken), pairs, pipelined=True)

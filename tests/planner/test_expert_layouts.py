@@ -16,6 +16,7 @@ from planner.pipeline import make_plan, parse_scenario
 from planner.point import Point
 from planner.pricing import overlap_of, price, question_of
 from planner.timing.apart import LayerSeconds, apart_pass_s
+from planner.work.layouts import EXPERT_SLOTS
 
 PANGU = {
     "model": "pangu-pro-moe", "cluster": "atlas-800i-a2", "backend": "mindie", "precision": "int8",
@@ -81,31 +82,30 @@ def test_h2p_decodes_faster_than_the_plain_layout():
 
 
 @pytest.mark.parametrize(
-    ("experts", "layout", "routed_ranks", "held"),
+    ("name", "layout"),
     [
-        ({"redundant_experts": 32}, {"tp": 4, "dp": 8, "moe_ep": 32}, 32, 9),
-        ({"redundant_experts": 32}, {"tp": 1, "dp": 144, "moe_ep": 144}, 144, 2),
-        ({"shared_ranks": 64}, {"tp": 4, "dp": 80, "moe_ep": 320}, 256, 1),
-        ({"shared_ranks": 32, "redundant_experts": 32}, {"tp": 1, "dp": 320, "moe_ep": 320}, 288,
-         1),
+        ("deepseek-v3-prefill-ep32", {"tp": 4, "dp": 8, "moe_ep": 32}),
+        ("deepseek-r1-decode-ep144", {"tp": 1, "dp": 144, "moe_ep": 144}),
+        ("deepseek-v3-decode-ep320", {"tp": 4, "dp": 80, "moe_ep": 320}),
+        ("cloudmatrix384-decode-ep320", {"tp": 1, "dp": 320, "moe_ep": 320}),
     ],
-    ids=["prefill EP32", "decode EP144", "decode EP320", "CloudMatrix EP320"],
-)  # fmt: skip
-def test_deepseek_deployments(experts, layout, routed_ranks, held):
+)
+def test_deepseek_deployments(name, layout):
     """DeepSeek-V3 sections 3.4.1 and 3.4.2, open-infra day 6, CloudMatrix384."""
+    slots = EXPERT_SLOTS[name]
+    experts, away = slots.layout.model_dump(mode="json"), slots.shared
     line = {**V3, **layout, "concurrency": layout["dp"] * 32}
     assert estimate_one({**line, "experts": experts}).fits
     found = priced(line, **experts)
     (routed,) = rows(found, "experts")
-    assert routed["moe_ep"] == routed_ranks
-    assert routed["experts"] / routed["moe_ep"] == held
+    assert routed["moe_ep"] == slots.routed_ranks
+    assert routed["experts"] / routed["moe_ep"] == slots.slots_per_rank
     (out,) = rows(found, "dispatch")
-    away = experts.get("shared_ranks", 0)
-    assert (out["devices"], out["top_k"]) == (layout["moe_ep"], 9 if away else 8)
+    assert (out["devices"], out["top_k"]) == (slots.ranks, 9 if away else 8)
     weights = found.passes.filter(phase="decode").row(0, named=True)
     expert = 3 * 7168 * 2048 * 58  # one int8 byte a weight
-    slots = weights["routed_bytes"] + weights["redundant_bytes"]
-    assert slots == pytest.approx(held * expert, rel=0.05)  # the MTP layer's besides
+    held = weights["routed_bytes"] + weights["redundant_bytes"]
+    assert held == pytest.approx(slots.slots_per_rank * expert, rel=0.05)  # MTP layer besides
     if away:
         shared = rows(found, "shared")[0]
         assert shared["m"] == pytest.approx(layout["dp"] * 32 / away)
