@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,10 +38,32 @@ class Output:
             write_text(self.path, text)
             self.note(f"wrote {self.path}")
 
+    @contextmanager
+    def progress(self, what: str) -> Iterator[Callable[[int, int], None] | None]:
+        """A bar on a terminal, hidden until it is told of progress; none with `--quiet`."""
+        if self.quiet or not sys.stderr.isatty():
+            yield None
+            return
+        from rich.console import Console
+        from rich.progress import Progress
+
+        with Progress(console=Console(stderr=True), transient=True) as bar:
+            bar.add_task(what, total=None, visible=False)
+            yield _counted(bar)
+
     def note(self, text: str) -> None:
         """Say something beside the answer, on standard error, unless `--quiet`."""
         if not self.quiet:
             click.echo(text, err=True)
+
+
+def _counted(bar: Any) -> Callable[[int, int], None]:  # noqa: ANN401 - rich loads when needed
+    """Tell a bar's only task how much is done."""
+
+    def seen(done: int, total: int) -> None:
+        bar.update(bar.task_ids[0], completed=done, total=total, visible=True)
+
+    return seen
 
 
 def output_options(command: Command) -> Command:

@@ -18,7 +18,7 @@ LAYOUT: dict[str, type[pl.DataType]] = {
     "pp": pl.Float64,  # pipeline stages
     "moe_tp": pl.Float64,
     "moe_ep": pl.Float64,
-    "devices": pl.Float64,  # of one worker: tp · dp · pp
+    "devices": pl.Float64,  # of one worker: tp · dp · pp, and those of experts apart
 }
 POINT: dict[str, type[pl.DataType]] = LAYOUT | {
     "point": pl.UInt32,  # row number, the key of the work sheet
@@ -51,11 +51,13 @@ class Layout:
     pp: int
     moe_tp: int
     moe_ep: int
+    away: int = 0
+    """Devices that hold experts alone."""
 
     @property
     def devices(self) -> int:
         """Devices of one worker."""
-        return self.tp * self.dp * self.pp
+        return self.tp * self.dp * self.pp + self.away
 
 
 def divisors(number: int) -> tuple[int, ...]:
@@ -142,13 +144,32 @@ def enumerate_layouts(scenario: Scenario) -> list[Layout]:
     """Every legal layout of one worker, tensor parallelism kept inside a node."""
     model, choices = scenario.model, scenario.choices
     precision = choices.precision or model.weights.routed
-    copies = scenario.variants()[0].redundant_experts
+    copies, experts = scenario.variants()[0].redundant_experts, choices.layout
+    layouts = _layouts_apart if experts.apart else _layouts_of
     return [
         layout
         for size in worker_sizes(scenario.cluster, scenario.limits.devices)
-        for layout in _layouts_of(size, scenario.cluster, choices, model.moe is not None)
-        if broken_rule(layout, model, precision, copies) is None
+        for layout in layouts(size, scenario.cluster, choices, model.moe is not None)
+        if broken_rule(layout, model, precision, copies, experts) is None
     ]
+
+
+SPLITS = 8
+"""Parts of a worker that go to attention or to experts, where those are apart."""
+
+
+def _layouts_apart(size: int, cluster: Cluster, choices: Choices, moe: bool) -> list[Layout]:  # noqa: FBT001
+    """Attention on some eighths of the devices, experts on the others."""
+    part = max(size // SPLITS, 1)
+    found = []
+    for ranks in range(part, size, part) if moe else ():
+        away = size - ranks
+        tps = [t for t in divisors(ranks) if _allowed(t, choices.tp)]
+        eps = [e for e in divisors(away) if _allowed(e, choices.moe_ep)]
+        for tp, ep in itertools.product(tps, eps):
+            if tp <= cluster.devices_per_node and _allowed(away // ep, choices.moe_tp):
+                found.append(Layout(tp, ranks // tp, 1, away // ep, ep, away))
+    return found
 
 
 def worker_sizes(cluster: Cluster, limit: int | None) -> list[int]:

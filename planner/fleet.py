@@ -98,11 +98,6 @@ class Fleet(Document):
         return alone.model_copy(update={"choices": first.stated(one.choices)})
 
 
-def is_fleet(data: object) -> bool:
-    """Whether a document asks about a fleet."""
-    return isinstance(data, dict) and "classes" in data
-
-
 def inline_class_files(data: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Put the content of files that classes name into a fleet, as `inline_files` does."""
     classes = data.get("classes")

@@ -76,23 +76,29 @@ def price_machine(
         number: the machine's number in the whole question.
         variant: which of the question's variants.
     """
-    one = own.variants()[variant]
-    asked = own.of(one)
+    asked = own.of(own.variants()[variant])
     layouts = layout_frame(enumerate_layouts(asked))
     if layouts.is_empty():
         return None
     found = price(phase_points(layouts, asked), question_of(asked))
     table = serving_table(found.passes, own.choices.modes, layer=found.layer)
+    return on_machine(_with_handover(table, found, own.cluster), own, number, variant), found
+
+
+def on_machine(
+    table: pl.DataFrame, own: Scenario, number: int = 0, variant: int = 0
+) -> pl.DataFrame:
+    """Say of candidates where they lie: columns `CANDIDATE`."""
     device = own.cluster.device
     values = {
-        "machine": number, "variant": variant, "model_variant": one.model_number,
+        "machine": number, "variant": variant,
+        "model_variant": own.variants()[variant].model_number,
         "machine_count": own.cluster.device_count, "capacity_bytes": device.capacity_bytes,
         "device_w": device.power_w.value if device.power_w else None,
         "device_hour_usd": own.device_hour_usd,
     }  # fmt: skip
     columns = [pl.lit(values[name], kind).alias(name) for name, kind in MACHINE.items()]
-    whole = _with_handover(table, found, own.cluster).with_columns(columns)
-    return whole.select(*CANDIDATE), found
+    return table.with_columns(columns).select(*CANDIDATE)
 
 
 def _with_handover(table: pl.DataFrame, priced: Priced, cluster: Cluster) -> pl.DataFrame:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Union
 
 from hwprofiles.errors import MoesaicError
 from hwprofiles.files import apply_overrides, read_document
@@ -15,6 +16,8 @@ from planner.search.assignment import choose, within_limits
 from planner.search.explanation import why_infeasible
 
 if TYPE_CHECKING:
+    from planner.design import Design
+    from planner.design_plan import DesignPlan
     from planner.fleet import Fleet
     from planner.fleet_plan import FleetPlan
 
@@ -50,26 +53,42 @@ def _read(path: Path, overrides: tuple[str, ...]) -> dict[str, Any]:
     return apply_overrides(data, overrides)
 
 
-def read_question(path: Path, overrides: tuple[str, ...] = ()) -> Scenario | Fleet:
+Question = Union[Scenario, "Fleet", "Design"]
+Answer = Union[Plan, "FleetPlan", "DesignPlan"]
+
+
+def read_question(path: Path, overrides: tuple[str, ...] = ()) -> Question:
     """Read any question that `answer` takes, as `read_scenario` does."""
-    from planner.fleet import inline_class_files, is_fleet
+    from planner.fleet import inline_class_files
 
     data = _read(path, overrides)
-    inline = inline_class_files if is_fleet(data) else inline_files
+    inline = inline_class_files if "classes" in data else inline_files
     return parse_question(inline(data, path.parent))
 
 
-def parse_question(data: object) -> Scenario | Fleet:
-    """Read a scenario, or a fleet where the document has `classes`."""
-    from planner.fleet import Fleet, is_fleet
+def parse_question(data: object) -> Question:
+    """Read a scenario; a fleet where the document has `classes`; a design where it has `design`."""
+    if isinstance(data, dict) and "classes" in data:
+        from planner.fleet import Fleet
 
-    return Fleet.parse(data, what="fleet") if is_fleet(data) else parse_scenario(data)
+        return Fleet.parse(data, what="fleet")
+    if isinstance(data, dict) and "design" in data:
+        from planner.design import Design
+
+        return Design.parse(data, what="design")
+    return parse_scenario(data)
 
 
-def answer(question: Scenario | Fleet) -> Plan | FleetPlan:
-    """Answer a question by its kind."""
+def answer(question: Question, seen: Callable[[int, int], None] | None = None) -> Answer:
+    """Answer a question by its kind; `seen` hears how much of a long one is done."""
     if isinstance(question, Scenario):
         return make_plan(question)
+    from planner.design import Design
+
+    if isinstance(question, Design):
+        from planner.design_answer import plan_design
+
+        return plan_design(question, seen)
     from planner.fleet_answer import plan_fleet
 
     return plan_fleet(question)

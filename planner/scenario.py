@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +66,9 @@ class Choices(Document):
     """`split`: reduce-scatter and all-gather, norms between on a part each (H2P)."""
     shared_tp: Degree | None = None
     """Ranks that cut the shared experts; none: as many as cut attention."""
+    experts_apart: Annotated[tuple[bool, ...], Field(min_length=1)] = (False,)
+    """Whether experts lie on devices of their own beside those of attention (xDeepServe,
+    arXiv:2508.02520); `[false, true]`: whichever is better."""
     tp: Degrees = None
     pp: Degrees = None
     moe_tp: Degrees = None
@@ -84,7 +88,10 @@ class Choices(Document):
     @property
     def layout(self) -> ExpertLayout:
         """How experts are laid out, as work and pricing ask for it."""
-        return ExpertLayout(exchange=self.exchange, overlap=self.overlap,
+        apart = all(self.experts_apart)
+        # Attention and experts take turns there: nothing is left to hide an exchange behind.
+        overlap: Overlap = "none" if apart else self.overlap
+        return ExpertLayout(exchange=self.exchange, overlap=overlap, apart=apart,
                             attention_sum=self.attention_sum, shared_tp=self.shared_tp)  # fmt: skip
 
     @model_validator(mode="after")
@@ -181,23 +188,25 @@ class Scenario(Document):
         return self.cluster.device.capacity_bytes if stated is None else stated
 
     def variants(self) -> tuple[Variant, ...]:
-        """Every combination of block order, groups and redundant experts of the choices."""
+        """Every combination of orders, groups, copies and places of experts of the choices."""
         choices = self.choices
         copies = choices.redundant_experts
-        found = []
+        listed = copies if isinstance(copies, tuple) else (copies,)
         models = variants_of(self.model, choices.block_order, choices.groups)
-        for number, (model, changed) in enumerate(models):
-            for extra in copies if isinstance(copies, tuple) else (copies,):
-                listed = [changed] if len(models) > 1 else []
-                listed += [f"{extra} redundant experts"] if isinstance(copies, tuple) else []
-                label = ", ".join(text for text in listed if text)
-                found.append(Variant(model, number, extra, label, changed))
+        found = []
+        for (number, (model, changed)), extra, apart in itertools.product(
+            enumerate(models), listed, choices.experts_apart
+        ):
+            said = [changed if len(models) > 1 else "", "experts apart" if apart else ""]
+            said.append(f"{extra} redundant experts" if isinstance(copies, tuple) else "")
+            label = ", ".join(text for text in said if text)
+            found.append(Variant(model, number, extra, apart, label, changed))
         return tuple(found)
 
     def of(self, variant: Variant) -> Scenario:
         """The same question about one variant alone."""
         plain = {"redundant_experts": variant.redundant_experts, "block_order": None,
-                 "groups": None}  # fmt: skip
+                 "groups": None, "experts_apart": (variant.apart,)}  # fmt: skip
         choices = self.choices.model_copy(update=plain)
         return self.model_copy(update={"model": variant.model, "choices": choices})
 
@@ -215,6 +224,8 @@ class Variant:
     model_number: int
     """Variants of one number run the same model."""
     redundant_experts: int
+    apart: bool
+    """Experts on devices of their own."""
     label: str
     """What was taken from lists; empty where there are none."""
     changed: str

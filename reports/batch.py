@@ -8,17 +8,20 @@ from pathlib import Path
 from hwprofiles.document import parse_as
 from hwprofiles.errors import MoesaicError
 from hwprofiles.files import read_document, write_text
+from planner.design_plan import DesignPlan
 from planner.fleet_plan import FleetPlan
-from planner.pipeline import answer, read_question
+from planner.pipeline import Answer, answer, read_question
 from planner.plan import Plan
 from reports.pages import IndexEntry, headline_of, render_answer, render_index
 
 SUFFIXES = (".yaml", ".yml", ".json")
 
 
-def read_plan(source: Path) -> Plan | FleetPlan:
-    """Read a finished plan, or make one from a scenario or a fleet."""
+def read_plan(source: Path) -> Answer:
+    """Read a finished plan, or make one from a scenario, a fleet or a design."""
     data = read_document(source)
+    if isinstance(data, dict) and "design_digest" in data:
+        return parse_as(DesignPlan, data, what=f"plan {source.name}")
     if isinstance(data, dict) and "fleet_digest" in data:
         return parse_as(FleetPlan, data, what=f"plan {source.name}")
     if isinstance(data, dict) and "scenario_digest" in data:
@@ -26,7 +29,7 @@ def read_plan(source: Path) -> Plan | FleetPlan:
     return answer(read_question(source))
 
 
-def report_file(source: Path, page: Path) -> Plan | FleetPlan:
+def report_file(source: Path, page: Path) -> Answer:
     """Render one scenario or plan to one page."""
     plan = read_plan(source)
     write_text(page, render_answer(plan))

@@ -10,9 +10,10 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
+from planner.design_plan import DesignPlan
 from planner.fleet_plan import FleetPlan
 from planner.plan import Plan, Pool
-from reports import charts, fleet_views, views
+from reports import charts, design_views, fleet_views, views
 
 
 @dataclass(frozen=True)
@@ -37,14 +38,28 @@ def _template(name: str) -> Template:
     return environment.get_template(name)
 
 
-def render_answer(plan: Plan | FleetPlan) -> str:
+def render_answer(plan: Plan | FleetPlan | DesignPlan) -> str:
     """The page of any answer of `plan`."""
+    if isinstance(plan, DesignPlan):
+        return render_design(plan)
     return render_fleet(plan) if isinstance(plan, FleetPlan) else render_plan(plan)
 
 
-def headline_of(plan: Plan | FleetPlan) -> str:
+def headline_of(plan: Plan | FleetPlan | DesignPlan) -> str:
     """Any answer in one sentence."""
+    if isinstance(plan, DesignPlan):
+        return design_views.headline(plan)
     return fleet_views.headline(plan) if isinstance(plan, FleetPlan) else views.headline(plan)
+
+
+def render_design(plan: DesignPlan) -> str:
+    """One page: the base beside its rival, the frontier as a plot and a table."""
+    plot = charts.scatter(design_views.marks(plan), "active parameters, billions",
+                          "output tokens/s/device")  # fmt: skip
+    return _template("design.html").render(
+        plan=plan, views=design_views, title=design_views.title(plan),
+        plot=Markup(plot),  # noqa: S704 - our own SVG; every text in it is escaped
+    )  # fmt: skip
 
 
 def render_fleet(plan: FleetPlan) -> str:

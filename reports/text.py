@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from planner.design_plan import DesignPlan
 from planner.fleet_plan import FleetPlan
 from planner.plan import Plan
 from planner.point import Estimated
-from reports import fleet_views, views
+from reports import design_views, fleet_views, views
 
 
 def text_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -64,9 +65,24 @@ def _pareto(plan: Plan) -> list[str]:
     return [views.pareto_sentence(plan), rows, ""]
 
 
-def answer_text(plan: Plan | FleetPlan) -> str:
+def answer_text(plan: Plan | FleetPlan | DesignPlan) -> str:
     """Any answer of `plan` as text."""
+    if isinstance(plan, DesignPlan):
+        return design_text(plan)
     return fleet_text(plan) if isinstance(plan, FleetPlan) else plan_text(plan)
+
+
+def design_text(plan: DesignPlan) -> str:
+    """A design question's answer as text: the base beside its rival, the frontier."""
+    parts = [
+        design_views.title(plan),
+        design_views.headline(plan),
+        "",
+        text_table(design_views.HEADERS, design_views.frontier_rows(plan)),
+        "",
+        *(f"Assumed: {text}" for text in plan.assumptions),
+    ]
+    return "\n".join(parts)
 
 
 def fleet_text(plan: FleetPlan) -> str:

@@ -22,19 +22,23 @@ def command(
 
     Prints the ranked ways to serve it, the limits that bound, and what lost and why. A FILE with
     `classes` is a fleet: several models and classes of traffic share `machines`, and the answer
-    is how many workers of which configuration each class gets.
+    is how many workers of which configuration each class gets. A FILE with `design` asks which
+    sizes of a model serve fastest on a machine: a frontier of speed over active parameters.
 
     \b
     Examples:
         moesaic plan tests/scenarios/deepseek-v3-h200.yaml --html plan.html
         moesaic plan tests/scenarios/shared-fleet.yaml
+        moesaic plan tests/scenarios/design-pangu-800i.yaml
     """
     from hwprofiles.files import write_text
     from planner.pipeline import answer, read_question
     from reports.text import answer_text
 
     output = Output(form, out, quiet)
-    plan = answer(read_question(file, overrides))
+    question = read_question(file, overrides)
+    with output.progress("designs") as seen:
+        plan = answer(question, seen)
     if html is not None:
         from reports.pages import render_answer
 

@@ -11,8 +11,9 @@ from fastapi.encoders import jsonable_encoder
 
 from api.problems import PROBLEMS
 from hwprofiles.files import read_document
+from planner.design_plan import DesignPlan
 from planner.estimate import estimate_one
-from planner.fleet import inline_class_files, is_fleet
+from planner.fleet import inline_class_files
 from planner.fleet_plan import FleetPlan
 from planner.pipeline import answer, parse_question
 from planner.plan import Plan
@@ -24,7 +25,7 @@ EXAMPLES = Path(__file__).parents[2] / "tests" / "scenarios"
 
 
 def _inlined(data: dict[str, Any], folder: Path) -> dict[str, Any]:
-    return inline_class_files(data, folder) if is_fleet(data) else inline_files(data, folder)
+    return inline_class_files(data, folder) if "classes" in data else inline_files(data, folder)
 
 
 @cache
@@ -42,8 +43,8 @@ def examples() -> dict[str, dict[str, Any]]:
 @router.post("/plans")
 def post_plan(
     question: Annotated[dict[str, Any], Body(openapi_examples=examples())],
-) -> Plan | FleetPlan:
-    """Answer a scenario, or a fleet where the body has `classes`; the body is that document."""
+) -> Plan | FleetPlan | DesignPlan:
+    """Answer a scenario, a fleet (`classes`) or a design (`design`); the body is the document."""
     return answer(parse_question(question))
 
 

@@ -198,3 +198,15 @@ def test_a_fleet_goes_through_the_same_doors(capsys, client, tmp_path):
     assert status == 0
     assert "worst served share" in out
     assert shell(capsys, "plan", path, "--set", "classes.7.name=x")[0] == 2
+
+
+def test_a_design_goes_through_the_same_doors(capsys, client, tmp_path):
+    path, page = SCENARIOS / "design-pangu-800i.yaml", tmp_path / "design.html"
+    few = ("design.hidden=[5120]", "design.experts=[64]", "design.total_parameters=[72000000000]")
+    arguments = [text for change in few for text in ("--set", change)]
+    status, out, _ = shell(capsys, "plan", path, *arguments, "-o", "json", "--html", page)
+    question = read_question(path, few)
+    posted = client.post("/v1/plans", json=question.model_dump(mode="json"))
+    assert (status, posted.status_code) == (0, 200)
+    assert json.loads(out) == posted.json()
+    assert "Speed over active parameters" in page.read_text()

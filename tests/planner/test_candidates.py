@@ -65,3 +65,15 @@ def test_devices_limit_restricts_worker_sizes():
 @given(st.integers(1, 5000))
 def test_divisors(number):
     assert divisors(number) == tuple(d for d in range(1, number + 1) if number % d == 0)
+
+
+def test_experts_apart_leave_devices_to_attention():
+    data = {"model": "deepseek-v3", "cluster": "dgx-h200", "workload": {"isl": 100, "osl": 10},
+            "choices": {"experts_apart": [True]}}  # fmt: skip
+    layouts = enumerate_layouts(parse_scenario(data))
+    assert layouts
+    for layout in layouts:
+        assert layout.away == layout.moe_tp * layout.moe_ep
+        assert layout.devices == layout.tp * layout.dp + layout.away <= 8
+        assert layout.pp == 1
+    assert {layout.away for layout in layouts if layout.devices == 8} == {1, 2, 4}

@@ -11,7 +11,7 @@ from planner.plan import Plan
 
 SCENARIOS = sorted(
     path for path in (Path(__file__).parents[1] / "scenarios").glob("*.yaml")
-    if "fleet" not in path.stem
+    if "fleet" not in path.stem and "design" not in path.stem
 )  # fmt: skip
 FIRST = Path(__file__).parents[1] / "scenarios" / "deepseek-v3-h200.yaml"
 
@@ -148,6 +148,20 @@ def test_lists_of_copies_groups_and_orders_are_one_question():
     assert plan.proof.candidates_count == sum(one.proof.candidates_count for one in alone)
     if plan.pools[0].variant.startswith("DCCA"):
         assert any("must be trained so" in text for text in plan.assumptions)
+
+
+def test_experts_apart_are_one_more_choice():
+    asked = ("limits.tpot_s=60 ms", "choices.modes=[disagg]", "choices.batch=[16, 32, 48]")
+    both, apart, beside = (
+        make_plan(read_scenario(FIRST, (*asked, f"choices.experts_apart={which}")))
+        for which in ("[false, true]", "[true]", "[false]")
+    )
+    assert both.objective_value == max(apart.objective_value, beside.objective_value)
+    assert apart.pools[-1].variant == "experts apart"
+    layout = apart.pools[-1].layout
+    attention, experts = layout.tp * layout.dp, layout.moe_tp * layout.moe_ep
+    assert apart.pools[-1].devices_per_worker == attention + experts
+    assert apart.devices <= 32
 
 
 def test_looser_limits_never_serve_less():
