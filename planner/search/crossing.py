@@ -88,16 +88,17 @@ def least_crossing(layer: Layer, balanced: Packing, cap: float, time_limit_s: fl
     pairs = Pairs(layer.cost.share)
     assigned = solved(state_pairs(pairs.share, layer.rows, room), time_limit_s)
     greedy = greedy_copies(layer, room)
-    starts = [balanced.experts, _packed(layer, greedy, cap)]
+    starts = [balanced.experts, *_packed(layer, greedy, cap)]
     if assigned.copies is not None:
-        starts.append(_packed(layer, assigned.copies, cap))
+        starts += _packed(layer, assigned.copies, cap)
     bound = assigned.bound
     if isinstance(layer.cost, Visits):
         exact = _visits_programme(layer, layer.cost, room, time_limit_s)
         bound = _visits_bound(layer, layer.cost, room, (assigned, exact))
         if exact is not None and exact.copies is not None:
-            starts.append(_packed(layer, exact.copies, cap))
-        starts += [_packed(layer, copies, cap) for copies in _by_node(layer, starts, room)]
+            starts += _packed(layer, exact.copies, cap)
+        for copies in _by_node(layer, starts, room):
+            starts += _packed(layer, copies, cap)
     best, value = balanced.experts, _measure(layer, balanced.experts)
     kept = [s for s in starts if busiest(s, layer.rows, layer.speeds) <= cap * EASE]
     for start in sorted(kept, key=lambda s: _measure(layer, s))[:POLISHED]:
@@ -242,8 +243,11 @@ def _fits(experts: Ints, bins: Ints, each: Array, most: Array) -> NDArray[np.boo
     return np.asarray(fits)
 
 
-def _packed(layer: Layer, copies: Ints, cap: float) -> Ints:
-    """Copies of each node onto its devices; swaps across nodes repair what exceeds `cap`."""
+def _packed(layer: Layer, copies: Ints, cap: float) -> list[Ints]:
+    """Copies of each node onto its devices; swaps across nodes repair what exceeds `cap`.
+
+    Empty where copies find no places apart from each other.
+    """
     total = copies.sum(axis=1)
     parts = []
     for node in range(copies.shape[1]):
@@ -251,14 +255,14 @@ def _packed(layer: Layer, copies: Ints, cap: float) -> Ints:
         speeds = layer.speeds[layer.node_of == node]
         rows = layer.rows[:, here] * copies[here, node] / total[here]
         pins = _local(layer, node, here)
-        part = improved(
-            largest_first(rows, copies[here, node], speeds, pins), rows, speeds, 0.0, pins
-        )
-        parts.append(here[part])
+        part = largest_first(rows, copies[here, node], speeds, pins)
+        if part is None:
+            return []
+        parts.append(here[improved(part, rows, speeds, 0.0, pins)])
     layout = np.empty((len(layer.node_of), parts[0].shape[1]), dtype=np.int64)
     for node, part in enumerate(parts):
         layout[layer.node_of == node] = part
-    return improved(layout, layer.rows, layer.speeds, cap, layer.pins)
+    return [improved(layout, layer.rows, layer.speeds, cap, layer.pins)]
 
 
 def _local(layer: Layer, node: int, here: Ints) -> Pins:

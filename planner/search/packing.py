@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hwprofiles.errors import MoesaicError
 from planner.search.eplb import replicate
 from planner.search.pins import FREE, Pins, no_pins
 
@@ -98,7 +97,10 @@ def pack(
     least = pins.least_copies(weights.shape[1])
     bound = lower_bound(weights, slots, speeds)
     copies = replicate(weights.max(axis=0), slots, len(speeds), least)
-    best = improved(largest_first(weights, copies, speeds, pins), weights, speeds, bound, pins)
+    first = largest_first(weights, copies, speeds, pins)
+    if first is None:
+        first = _filled(weights, slots, speeds, pins)
+    best = improved(first, weights, speeds, bound, pins)
     value = busiest(best, weights, speeds)
     fit = start is not None and not doubled(start) and pins.tags(start) is not None
     if start is not None and fit and value > bound * (1 + ENOUGH_RATIO):
@@ -109,7 +111,10 @@ def pack(
     for counts in _other_copies(weights.max(axis=0), copies, len(speeds), least):
         if value <= bound * (1 + WORTH_RATIO):
             break
-        other = improved(largest_first(weights, counts, speeds, pins), weights, speeds, bound, pins)
+        changed = largest_first(weights, counts, speeds, pins)
+        if changed is None:
+            continue
+        other = improved(changed, weights, speeds, bound, pins)
         if (other_value := busiest(other, weights, speeds)) < value:
             best, value = other, other_value
     return Packing(best, value, bound)
@@ -128,7 +133,7 @@ def _other_copies(row: Array, copies: Ints, devices: int, least: Ints) -> Iterat
                 yield changed
 
 
-def largest_first(weights: Array, copies: Ints, speeds: Array, pins: Pins) -> Ints:
+def largest_first(weights: Array, copies: Ints, speeds: Array, pins: Pins) -> Ints | None:
     """Copies onto the device that is least full after it, largest first; pinned ones before all.
 
     Args:
@@ -136,6 +141,9 @@ def largest_first(weights: Array, copies: Ints, speeds: Array, pins: Pins) -> In
         copies: of each expert, as many in all as there are slots.
         speeds: relative speed of each device.
         pins: copies that must stand somewhere.
+
+    Returns:
+        [devices, slots]; none: these copies found no place apart from each other.
     """
     devices, traces = len(speeds), len(weights)
     slots = int(copies.sum()) // devices
@@ -155,7 +163,8 @@ def largest_first(weights: Array, copies: Ints, speeds: Array, pins: Pins) -> In
             held = (experts == expert).any(axis=1)
             after[(filled == slots) | held] = np.inf
             if not np.isfinite(after).any():
-                _make_room(experts, (filled, fixed), load, each, int(expert))
+                if not _make_room(experts, (filled, fixed), load, each, int(expert)):
+                    return None
                 continue
             device = int(np.argmin(after))
             experts[device, filled[device]] = expert
@@ -166,7 +175,7 @@ def largest_first(weights: Array, copies: Ints, speeds: Array, pins: Pins) -> In
 
 def _make_room(
     experts: Ints, room: tuple[Ints, Ints], load: Array, each: Array, expert: int
-) -> None:
+) -> bool:
     """Every device with room holds the expert already: pass it one that another device gives up.
 
     `room` says how many slots of each device are filled, and how many of them are pinned.
@@ -183,10 +192,29 @@ def _make_room(
                 filled[device] += 1
                 load[:, device] += each[:, given]
                 load[:, other] += each[:, expert] - each[:, given]
-                return
-    raise MoesaicError(
-        "infeasible", f"{int(filled.size)} devices cannot hold the copies of expert {expert} apart"
-    )
+                return True
+    return False
+
+
+def _filled(weights: Array, slots: int, speeds: Array, pins: Pins) -> Ints:
+    """Pinned copies, one of each other expert, then copies of the most loaded: always possible."""
+    devices, width = len(speeds), slots // len(speeds)
+    held: list[list[int]] = [[] for _ in range(devices)]
+    for expert, device in zip(pins.experts.tolist(), pins.places.tolist(), strict=True):
+        held[device].append(expert)
+    row = weights.max(axis=0)
+    copies = np.bincount(pins.experts, minlength=len(row))
+    for expert in np.argsort(-row, kind="stable").tolist():
+        if copies[expert] == 0:
+            min((h for h in held if len(h) < width), key=lambda h: row[h].sum()).append(expert)
+            copies[expert] = 1
+    for there in held:
+        while len(there) < width:
+            each = row / copies
+            each[there] = -1.0
+            there.append(int(each.argmax()))
+            copies[there[-1]] += 1
+    return np.array(held)
 
 
 def doubled(experts: Ints) -> bool:
