@@ -16,7 +16,6 @@ Array = NDArray[np.float64]
 Ints = NDArray[np.int64]
 STEPS = 60
 """Points of one layer's path at most."""
-NODES = 20_000
 TIME_LIMIT_S = 20.0
 HOT, COLD = 2, 4
 """Experts with the most load per copy that a step tries to copy, and coldest that give one up."""
@@ -134,7 +133,7 @@ def _useful(points: Path) -> Path:
 def _choose(curves: list[Curve], budget: Budget) -> tuple[list[int], float, float]:
     """One point a layer; which, the sum of their values, and its bound."""
     programme, picks = state_moves(curves, budget)
-    solution = programme.solve(most_nodes=NODES, time_limit_s=TIME_LIMIT_S)
+    solution = programme.solve(time_limit_s=TIME_LIMIT_S)
     chosen = [int(np.argmax([solution.values[str(x)] for x in row])) for row in picks]
     return chosen, solution.objective, solution.bound
 

@@ -14,7 +14,6 @@ from planner.search.solver import Expression, Programme
 
 Array = NDArray[np.float64]
 Ints = NDArray[np.int64]
-NODES = 20_000
 TIME_LIMIT_S = 20.0
 MOST_OPTIONS = 12
 """Numbers of copies tried in a layer."""
@@ -55,7 +54,7 @@ def choose_copies(question: PlacementQuestion, shares: Array, layers: Ints) -> l
     if float(sizes.sum()) * widths[0] > room * (1 + 1e-9):
         raise _too_small(float(sizes.sum()) * widths[0], room)
     programme, picks = state_copies(options, sizes, room)
-    values = programme.solve(most_nodes=NODES, time_limit_s=TIME_LIMIT_S).values
+    values = programme.solve(time_limit_s=TIME_LIMIT_S).values
     chosen = [int(np.argmax([values[str(x)] for x in row])) for row in picks]
     return [options[i][k].width * question.devices - question.experts
             for i, k in enumerate(chosen)]  # fmt: skip

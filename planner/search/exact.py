@@ -45,6 +45,8 @@ def tightened(packing: Packing, weights: Array, speeds: Array, pins: Pins) -> Pa
     slots = packing.experts.size
     programme, picks = state_layer(weights, slots, speeds, packing.max_over_mean, pins)
     solution = programme.solve(most_nodes=NODES, time_limit_s=TIME_LIMIT_S)
+    if solution.status == "open":
+        return Packing(packing.experts, packing.max_over_mean, max(packing.bound, solution.bound))
     if not solution.values:
         return Packing(packing.experts, packing.max_over_mean, packing.max_over_mean)
     held: list[list[int]] = [[] for _ in speeds]

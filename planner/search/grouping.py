@@ -112,15 +112,22 @@ def assign_groups(loads: Array, nodes: int) -> tuple[Ints, float]:
     """
     groups = loads.shape[1]
     if groups * nodes > MOST_STATED:
-        packed = pack(loads, groups, np.ones(nodes))
-        node = np.empty(groups, dtype=np.int64)
-        node[packed.experts.ravel()] = np.repeat(np.arange(nodes), groups // nodes)
-        return node, packed.bound / nodes
+        return _packed(loads, nodes)
     solution = state_groups(loads, nodes).solve(time_limit_s=TIME_LIMIT_S, most_nodes=NODES)
+    if not solution.values:
+        return _packed(loads, nodes)
     chosen = np.array(
         [[solution.values[f"on_{g}_{n}"] for n in range(nodes)] for g in range(groups)]
     )
     return chosen.argmax(axis=1), solution.bound
+
+
+def _packed(loads: Array, nodes: int) -> tuple[Ints, float]:
+    groups = loads.shape[1]
+    packed = pack(loads, groups, np.ones(nodes))
+    node = np.empty(groups, dtype=np.int64)
+    node[packed.experts.ravel()] = np.repeat(np.arange(nodes), groups // nodes)
+    return node, packed.bound / nodes
 
 
 def state_groups(loads: Array, nodes: int) -> Programme:

@@ -95,7 +95,7 @@ def solved(stated: tuple[Programme, Grid], time_limit_s: float) -> Assigned:
         most_nodes=NODES, gap_ratio=GAP_RATIO, time_limit_s=max(time_limit_s, 0.1)
     )
     if not solution.values:
-        return Assigned(None, np.inf)
+        return Assigned(None, solution.bound if solution.status == "open" else np.inf)
     found = [[round(solution.values[str(z)]) for z in row] for row in counts]
     return Assigned(np.array(found), solution.bound)
 

@@ -7,6 +7,7 @@ solves an MPS file in a process of its own, which can be killed.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import subprocess
@@ -21,7 +22,8 @@ import pulp
 
 from hwprofiles.errors import MoesaicError
 
-Status = Literal["optimal", "feasible", "infeasible", "unbounded"]
+Status = Literal["optimal", "feasible", "infeasible", "unbounded", "open"]
+"""Open: a limit on nodes ended the search before anything was found; only the bound is known."""
 Expression = Any
 """A linear expression of PuLP; it carries no types of its own."""
 
@@ -120,7 +122,9 @@ class Programme:
             msg=False, timeLimit=time_limit_s, gapRel=gap_ratio, threads=threads, random_seed=0,
             presolve="off" if small else "choose", **limit,
         )  # fmt: skip
-        self._problem.solve(solver)
+        # PuLP sets the values, then does not know the status of a limit on nodes.
+        with contextlib.suppress(KeyError):
+            self._problem.solve(solver)
         values = {v.name: float(v.varValue or 0.0) for v in self._problem.variables()}
         return self._solution(_ended(self._problem.solverModel), values, time_limit_s)
 
@@ -148,7 +152,12 @@ class Programme:
         )  # fmt: skip
 
     def solve_apart(
-        self, *, time_limit_s: float, memory_limit_bytes: float, gap_ratio: float = 1e-6
+        self,
+        *,
+        time_limit_s: float,
+        memory_limit_bytes: float,
+        gap_ratio: float = 1e-6,
+        most_nodes: int | None = None,
     ) -> Solution:
         """Solve as `solve` does, in a process of its own that is killed beyond its limits.
 
@@ -160,8 +169,8 @@ class Programme:
         with tempfile.TemporaryDirectory() as folder:
             model = Path(folder) / "model.mps"
             self._problem.writeMPS(str(model), mpsSense=pulp.LpMinimize)
-            asked = {"model": str(model), "time_limit_s": time_limit_s, "gap_ratio": gap_ratio,
-                     "memory_limit_bytes": memory_limit_bytes}  # fmt: skip
+            asked = {"model": str(model), "time_limit_s": time_limit_s, "most_nodes": most_nodes,
+                     "gap_ratio": gap_ratio, "memory_limit_bytes": memory_limit_bytes}  # fmt: skip
             said = _run_apart(asked)
         return self._solution(Ended(**said["ended"]), said["values"], time_limit_s)
 
@@ -175,6 +184,13 @@ class Programme:
         whole = any(v.cat == "Integer" for v in self._problem.variables())
         objective = sign * ended.objective
         bound = sign * ended.bound if whole else objective
+        if ended.status == "kMemoryLimit":
+            raise MoesaicError(
+                "internal", f"{self._problem.name}: the memory limit ended the search; allow more "
+                "GiB or ask for less"
+            )  # fmt: skip
+        if not ended.found and ended.status == "kSolutionLimit":
+            return Solution("open", math.nan, bound, math.nan, ended.run_s, {})
         if not ended.found:
             raise MoesaicError(
                 "internal",
@@ -243,6 +259,8 @@ def _solve_file(asked: dict[str, Any]) -> dict[str, Any]:
     highs = highs()
     options = {"output_flag": False, "time_limit": asked["time_limit_s"], "threads": 1,
                "mip_rel_gap": asked["gap_ratio"], "random_seed": 0}  # fmt: skip
+    if asked["most_nodes"] is not None:
+        options["mip_max_nodes"] = asked["most_nodes"]
     for name, value in options.items():
         highs.setOptionValue(name, value)
     highs.readModel(asked["model"])
