@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-import polars as pl
 from fastapi import APIRouter, Body
-from pydantic import Field
 
 from api.problems import PROBLEMS
-from hwprofiles.document import Document
-from hwprofiles.errors import MoesaicError
-from planner.search.bits import BitsAnswer, BitsQuestion, choose_bits
+from planner.model_library import resolve_model
+from planner.search.compressing import compress, parse_body
 from planner.search.placement import Matrix, Placement, PlacementQuestion, place
 
 router = APIRouter(prefix="/v1", tags=["layouts"], responses=PROBLEMS)
@@ -20,29 +17,18 @@ EXAMPLE = {
     "devices": 2,
     "redundant": 2,
 }
+PRUNING = {
+    "method": "prune",
+    "scores": [[9, 4, 3, 2], [1, 8, 1, 5]],
+    "keep_experts": 5,
+    "top_k": 2,
+}
 
 
 class PlacementBody(PlacementQuestion):
     """A placement question and, if wanted, another load to judge the layout on."""
 
     score: Matrix | None = None
-
-
-class FactorRow(Document):
-    """One expert's importance and its output error at each width."""
-
-    layer: Annotated[int, Field(ge=0)]
-    expert: Annotated[int, Field(ge=0)]
-    activation_count: Annotated[float, Field(ge=0)]
-    routing_weight_sum: Annotated[float, Field(ge=0)]
-    quant_loss: dict[Annotated[int, Field(ge=1, le=16)], Annotated[float, Field(ge=0)]]
-    """Output error by bits."""
-
-
-class BitsBody(BitsQuestion):
-    """A bit budget and the factors of every expert."""
-
-    factors: Annotated[tuple[FactorRow, ...], Field(min_length=1)]
 
 
 @router.post("/placements")
@@ -56,21 +42,19 @@ def post_placement(
 
 
 @router.post("/compressions")
-def post_compression(body: Annotated[dict[str, Any], Body()]) -> BitsAnswer:
-    """Choose each expert's bits under a budget (MC-MoE's programme)."""
-    asked = BitsBody.parse(body, what="bit budget")
-    question = BitsQuestion.model_validate(asked.model_dump(exclude={"factors"}))
-    return choose_bits(_frame(asked.factors), question)
+def post_compression(
+    body: Annotated[dict[str, Any], Body(openapi_examples={"prune": {"value": PRUNING}})],
+) -> dict[str, Any]:
+    """Decide what experts give up: the body names `method` and asks what `moesaic compress` asks.
 
-
-def _frame(factors: tuple[FactorRow, ...]) -> pl.DataFrame:
-    widths = {tuple(sorted(row.quant_loss)) for row in factors}
-    if len(widths) != 1:
-        raise MoesaicError(
-            "invalid", f"every expert needs the same widths, not {sorted(widths)}", "/factors"
-        )
-    return pl.DataFrame([
-        row.model_dump(exclude={"quant_loss"})
-        | {f"quant_loss_{bits}bit": loss for bits, loss in row.quant_loss.items()}
-        for row in factors
-    ])  # fmt: skip
+    `bits` (where no method is named), `prune`, `atomic`, `merge` or `fit`; `model` is a catalogue
+    name or a model, and states the four costs.
+    """
+    data = dict(body)
+    model = data.pop("model", None)
+    known = None if model is None else resolve_model(model)
+    found = compress(parse_body(data), known)
+    answer = {"method": found.method} | found.answer.model_dump(mode="json")
+    if found.costs is not None:
+        answer["costs"] = found.costs.model_dump(mode="json")
+    return answer

@@ -41,6 +41,8 @@ class BitsQuestion(Document):
     """Exponent of the output error."""
     keep_high: bool = True
     """At least one expert of a block at each of the two highest widths."""
+    uniform: bool = False
+    """As many experts of each width in every layer, as grouped kernels with one shape need."""
 
     @model_validator(mode="after")
     def _sane(self) -> Self:
@@ -84,7 +86,8 @@ def choose_bits(factors: pl.DataFrame, question: BitsQuestion) -> BitsAnswer:
     costs = weighed_losses(table, widths, question)
     layer_of = table["layer"].to_numpy()
     layers = np.unique(layer_of)
-    groups = [layers] if question.scope == "model" else [np.array([layer]) for layer in layers]
+    joined = question.scope == "model" or question.uniform
+    groups = [layers] if joined else [np.array([layer]) for layer in layers]
     bits = np.zeros(table.height, dtype=int)
     solutions = []
     for group in groups:
@@ -143,7 +146,9 @@ def _solve(
     costs: Array, layers: NDArray[np.int64], widths: list[int], budget: float,
     question: BitsQuestion,
 ) -> tuple[Solution, NDArray[np.int64]]:  # fmt: skip
-    programme, picks = state_bits(costs, layers, widths, budget, keep_high=question.keep_high)
+    programme, picks = state_bits(
+        costs, layers, widths, budget, keep_high=question.keep_high, uniform=question.uniform
+    )
     solution = programme.solve(gap_ratio=EXACT_GAP_RATIO)
     if not solution.values:
         least = len(costs) * widths[0]
@@ -163,7 +168,13 @@ def _solve(
 
 
 def state_bits(
-    costs: Array, layers: NDArray[np.int64], widths: list[int], budget: float, *, keep_high: bool
+    costs: Array,
+    layers: NDArray[np.int64],
+    widths: list[int],
+    budget: float,
+    *,
+    keep_high: bool,
+    uniform: bool = False,
 ) -> tuple[Programme, list[list[object]]]:
     """Write the programme; costs are scaled to one, so that tolerances always mean the same."""
     programme = Programme("bits", maximise=False)
@@ -178,6 +189,8 @@ def state_bits(
         for k in high:
             some = [(picks[i][k], 1) for i in np.flatnonzero(layers == layer)]
             programme.require(f"some_{layer}_{widths[k]}", programme.total(some) >= 1)
+    if uniform:
+        _equal_counts(programme, picks, layers, widths)
     programme.objective(
         programme.total(
             [(x, float(c)) for row, cost in zip(picks, scaled, strict=True)
@@ -185,3 +198,15 @@ def state_bits(
         )
     )  # fmt: skip
     return programme, picks
+
+
+def _equal_counts(
+    programme: Programme, picks: list[list[object]], layers: NDArray[np.int64], widths: list[int]
+) -> None:
+    """Every layer has as many experts of each width."""
+    for k, width in enumerate(widths):
+        count = programme.integer(f"count_{width}")
+        for layer in np.unique(layers):
+            here = [(picks[i][k], 1) for i in np.flatnonzero(layers == layer)]
+            equal = programme.total([*here, (count, -1)]) == 0
+            programme.require(f"equal_{layer}_{width}", equal)
