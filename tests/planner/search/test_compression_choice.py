@@ -175,7 +175,7 @@ def test_units_of_equal_cost_are_a_sort(values, cut, uniform):
 def test_units_of_unequal_cost_lie_above_their_bound(values, cut, tile):
     saliency, sizes = np.array(values).reshape(2, 1, 4), np.array([1.0, 3.0])
     answer = choose_units(saliency, UnitQuestion(cut_ratio=cut, tile=tile, unit_bytes=(1, 3)))
-    room = (1 - cut) * 16 + 1e-9
+    room = (1 - cut) * 16 * (1 + 1e-8)
     best_first = -np.sort(-saliency, axis=2)
     best = min(
         best_first[0, 0, a:].sum() + best_first[1, 0, b:].sum()
