@@ -42,6 +42,8 @@ class EfficiencyCurve(Document):
     """Share of the link tier's bandwidth, for collectives and exchanges."""
     fixed_s: Seconds
     """Launch or call cost of one kernel, at the typical value."""
+    token_s: Seconds = 0.0
+    """Exchanges: what a token of a rank takes besides its bytes on the link, such as copies."""
     half_rows: Annotated[float, Field(ge=0)] = 0.0  # unit: rows of the left operand
     """Rows (tokens) at which arithmetic reaches half its ceiling."""
 
@@ -91,6 +93,8 @@ class Curves(Document):
     memory: Band | None = None
     """Share of memory bandwidth in every family, where whole passes were measured, not kernels."""
     families: dict[str, EfficiencyCurve]
+    libraries: dict[str, dict[str, EfficiencyCurve]] = Field(default_factory=dict)
+    """Curves of one library's collectives or exchanges, where a question names that library."""
     assumed: frozenset[str] = frozenset()
     """Families taken over from an assumed base as they are; loading fills this in."""
     array: MacArray | None = None
@@ -98,7 +102,8 @@ class Curves(Document):
 
     @model_validator(mode="after")
     def _families_known(self) -> Self:
-        unknown = set(self.families) - set(KERNELS)
+        named = [set(curves) for curves in self.libraries.values()]
+        unknown = set(self.families).union(*named) - set(KERNELS)
         if unknown:
             raise ValueError(f"no kernel families {sorted(unknown)}")
         return self

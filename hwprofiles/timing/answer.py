@@ -7,7 +7,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from hwprofiles.cluster import Cluster
-from hwprofiles.efficiency import load_curves
+from hwprofiles.efficiency import Curves, EfficiencyCurve, load_curves
 from hwprofiles.errors import MoesaicError, unknown_name
 from hwprofiles.kernels import COLLECTIVES, EXCHANGES, KERNEL_ROW, KERNELS
 from hwprofiles.timing.arrays import PRODUCTS
@@ -110,6 +110,13 @@ def _by_rule(kernel: str, part: pl.DataFrame, cluster: Cluster) -> pl.DataFrame:
     curves = load_curves(cluster.device.curves)
     if curves.array is not None and kernel in PRODUCTS:
         return _answer(part, *PRODUCTS[kernel](Rows(part), curves.array))
+    named = _named(kernel, part, curves)
+    if named is not None and part["library"].null_count():
+        halves = (part.filter(pl.col("library").is_null()), part.drop_nulls("library"))
+        return pl.concat(_by_rule(kernel, half, cluster) for half in halves if half.height)
+    if named is not None:
+        times, bound = RULES[kernel](Rows(part), cluster, named)
+        return _answer(part, times, bound, np.full(part.height, "calibrated"))
     if kernel not in curves.families:
         known = ", ".join(sorted(curves.families) or sorted(PRODUCTS))
         raise MoesaicError(
@@ -119,6 +126,13 @@ def _by_rule(kernel: str, part: pl.DataFrame, cluster: Cluster) -> pl.DataFrame:
     unsure = curves.certainty == "assumed" or kernel in curves.assumed
     sources = np.full(part.height, "assumed" if unsure else "modelled")
     return _answer(part, times, bound, sources)
+
+
+def _named(kernel: str, part: pl.DataFrame, curves: Curves) -> EfficiencyCurve | None:
+    """The curve of the library that some rows name; rows that name none take the family's."""
+    if part["library"].null_count() == part.height:
+        return None
+    return curves.libraries.get(str(part["_library"][0]), {}).get(kernel)
 
 
 def _answer(

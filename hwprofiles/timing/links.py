@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
@@ -113,7 +113,8 @@ def exchange(rows: Rows, cluster: Cluster) -> Work:
     ranks_hit = _reached(rows.get("ranks_reached", np.nan), group.ranks, k)
     far = token * nodes_hit * (1 - 1 / group.nodes)
     near = token * ranks_hit * (1 - 1 / group.ranks_per_node)
-    return _over_links(near, far, group, _by_library(rows, POINT_TO_POINT))
+    work = _over_links(near, far, group, _by_library(rows, POINT_TO_POINT))
+    return replace(work, rows_count=rows.get("tokens"))
 
 
 def _by_library(rows: Rows, name: str) -> NDArray[np.bool_]:

@@ -96,4 +96,5 @@ class Work:
     hops_s: Array | None = None
     """Latency of the links crossed."""
     rows_count: Array | None = None
-    """Rows of the left operand, where small ones fall below the arithmetic ceiling."""
+    """Rows of the left operand, where small ones fall below the arithmetic ceiling; in an exchange,
+    tokens of a rank."""

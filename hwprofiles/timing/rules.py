@@ -51,10 +51,10 @@ def _low(band: Band) -> float:
     return band.low
 
 
-def _linked(wire: Array, hops: Array, curve: EfficiencyCurve) -> Timed:
+def _linked(wire: Array, hops: Array, tokens: Array, curve: EfficiencyCurve) -> Timed:
     band = curve.link or curve.memory
     crossed = (wire > 0) | (hops > 0)
-    fixed = np.where(crossed, curve.fixed_s + hops, 0.0)
+    fixed = np.where(crossed, curve.fixed_s + curve.token_s * tokens + hops, 0.0)
     times = tuple(fixed + wire / share for share in (band.high, band.typical, band.low))
     bound = np.where(wire / band.typical > fixed, "link", "latency")
     return (times[0], times[1], times[2]), bound
@@ -63,7 +63,8 @@ def _linked(wire: Array, hops: Array, curve: EfficiencyCurve) -> Timed:
 def timed(work: Work, curve: EfficiencyCurve) -> Timed:
     """Low, typical and high seconds of counted work, and what bounds it."""
     if work.wire_s is not None and work.hops_s is not None:
-        return _linked(work.wire_s, work.hops_s, curve)
+        tokens = np.zeros_like(work.wire_s) if work.rows_count is None else work.rows_count
+        return _linked(work.wire_s, work.hops_s, tokens, curve)
     return _roofline(work, curve)
 
 
