@@ -1,9 +1,9 @@
 """Fit dispatch and combine on Ascend A3 dies from the figures that DeepEP-Ascend's authors print.
 
-github sgl-project/sgl-kernel-npu, README: bandwidth of the normal kernels at 8 to 128 ranks, time of
-the low-latency ones at 8 to 32; shipped as `published/ascend_exchange.csv`. Each kernel is a
-share of the link (Hockney 1994) and, in low latency, a start, else a cost of each token; every number
-of ranks is predicted from the others.
+github sgl-project/sgl-kernel-npu, README: bandwidth of the normal kernels at 8 to 128 ranks, time
+of the low-latency ones at 8 to 32; shipped as `published/ascend_exchange.csv`. Each kernel is a
+share of the link (Hockney 1994) and, in low latency, a start, else a cost of each token; every
+number of ranks is predicted from the others.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from hwprofiles.timing.rules import COUNTS, timed
 NORMAL = "deepep_normal"
 TABLE = Path(__file__).parent / "published" / "ascend_exchange.csv"
 TOKEN_BYTES = {"moe_dispatch": 7168 + 256, "moe_combine": 2 * 7168}
-"""Bytes that the printed GB/s count a token and expert: for INT8 as time and rate of the low-latency
-rows give it (58 GB/s x 132 us / 1,024 and so on), for BF16 two a number."""
+"""Bytes that the printed GB/s count a token and expert: for INT8 as time and rate of the
+low-latency rows give it (58 GB/s x 132 us / 1,024 and so on), for BF16 two a number."""
 CONFLICTS = (
     "CANN's own operators on CloudMatrix384, 128 tokens: dispatch 116 us at 8 ranks, 152 at 256, "
     "combine 118 and 149 (arXiv:2506.12708, via published notes); at 32 ranks HCCL 50 and 55 GB/s, "
