@@ -6,11 +6,14 @@ import numpy as np
 import polars as pl
 
 from hwprofiles.document import Document
-from planner.compression.experts import BITS_PER_BYTE, ExpertTable, Floats
+from planner.compression.decode_time import low_bit_time_ratio
+from planner.compression.experts import BITS_PER_BYTE, ExpertTable, Floats, expert_table
 from planner.parameters import count_parameters, weight_bytes
 
 MULTIPLY_ADD_FLOPS = 2
 FP32_BYTES = 4
+LOW_BITS = 5.0
+"""Stored bits, scales counted, up to which kernels dequantise weights as they read them."""
 ADDED_BYTES = 2
 HEAPR_COPIES = 2
 """HEAPr's code holds the gradient covariance and its running mean, both fp32, in host memory."""
@@ -19,7 +22,8 @@ HEAPR_COPIES = 2
 class CompressionCosts(Document):
     """What a compressed model costs; each field answers another question.
 
-    Fewer stored bytes do not mean fewer moved bytes or FLOPs, and none of them is a time.
+    Fewer stored bytes do not mean fewer moved bytes or FLOPs, and none of them is a time; the one
+    time ratio comes from measured low-bit steps.
     """
 
     stored_bytes: float
@@ -36,6 +40,8 @@ class CompressionCosts(Document):
     experts_per_token: float
     shapes: tuple[KernelShape, ...]
     """Grouped-GEMM shapes that a layer needs, most experts first."""
+    decode_time_ratio: float | None = None
+    """Seconds of a decode step over those in 16 bits, for experts of 4 bits and fewer."""
     notes: tuple[str, ...] = ()
 
 
@@ -81,8 +87,17 @@ def costs_of(table: ExpertTable, *, batch: int = 1) -> CompressionCosts:
         average_bits=average_bits(table),
         experts_per_token=table.experts_per_token,
         shapes=kernel_shapes(table),
+        decode_time_ratio=_decode_time_ratio(table),
         notes=table.notes,
     )
+
+
+def _decode_time_ratio(table: ExpertTable) -> float | None:
+    """None where no expert is narrow enough to be dequantised as it is read."""
+    if float(table.bits.max()) > LOW_BITS:
+        return None
+    whole = moved_bytes_per_token(expert_table(table.model))
+    return low_bit_time_ratio(moved_bytes_per_token(table) / whole)
 
 
 def _router_cut(table: ExpertTable) -> int:
