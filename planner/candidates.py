@@ -206,11 +206,11 @@ def layout_frame(layouts: list[Layout]) -> pl.DataFrame:
 def phase_points(layouts: pl.DataFrame, scenario: Scenario) -> pl.DataFrame:
     """Every pass worth pricing: each layout at each prefill and decode batch, columns `POINT`."""
     work, choices = scenario.workload, scenario.choices
-    fresh, long = work.isl - work.prefix_tokens, work.moments
+    fresh, long = work.isl - work.cached_tokens, work.moments
     prefill = [b for b in (1, 2, 4, 8, 16) if b == 1 or b * fresh <= PREFILL_TOKENS]
     decode = choices.batch or DECODE_BATCHES
     passes = pl.DataFrame(
-        [("prefill", b, fresh, work.prefix_tokens, work.isl) for b in prefill]
+        [("prefill", b, fresh, work.cached_tokens, work.isl) for b in prefill]
         + [("decode", b, 1 + choices.mtp_tokens, long.past, long.grown) for b in decode],
         schema={name: POINT[name] for name in PASS},
         orient="row",

@@ -102,7 +102,7 @@ def _failed(line: object, error: MoesaicError) -> Estimated:
 
 
 SHARED = ("model", "device", "cluster", "backend", "backend_version", "precision", "kv_dtype",
-          "mode", "routing", "policy", "offload", "experts")  # fmt: skip
+          "mode", "routing", "policy", "offload", "prefix_bytes_per_s", "experts")  # fmt: skip
 """Fields that lines priced together have in common."""
 
 
@@ -127,7 +127,7 @@ class Group:
         question = Question(
             model, found, load_engine(first.backend, first.backend_version), first.routing,
             formats_of_point(first, model, found.device), first.policy,
-            first.offload,
+            first.offload, first.prefix_bytes_per_s,
         )  # fmt: skip
         for point in points:
             check_point(point, question)

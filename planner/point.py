@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from hwprofiles.document import Document
+from hwprofiles.units import BytesPerS, Share
 from planner.candidates import Layout
 from planner.expert_layout import USUAL_LAYOUT, ExpertLayout
 from planner.lengths import Lengths, Moments, alike, with_means
@@ -59,6 +60,11 @@ class Point(Document):
     mtp_tokens: Annotated[int, Field(ge=0, le=8)] = 0
     mtp_acceptance: Annotated[float, Field(ge=0, le=1)] = 0.0  # unit: probability
     prefix_tokens: Annotated[int, Field(ge=0)] = 0
+    """Prompt tokens whose cache may already be there."""
+    prefix_hit_ratio: Share = 1.0
+    """Requests that find those tokens cached; the others compute them."""
+    prefix_bytes_per_s: BytesPerS | None = None
+    """Rate at which a device fetches cached tokens from a pool elsewhere; none: they are local."""
     lengths: Lengths | None = None
     """Lengths as a distribution, `isl` and `osl` being its means; none: all requests alike."""
     routing: Routing = UniformRouting()
@@ -79,6 +85,11 @@ class Point(Document):
     def moments(self) -> Moments:
         """What the closed form needs of the lengths."""
         return self.lengths.moments() if self.lengths else alike(self.isl, self.osl)
+
+    @property
+    def cached_tokens(self) -> float:
+        """Prompt tokens found cached, on average."""
+        return self.prefix_tokens * self.prefix_hit_ratio
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

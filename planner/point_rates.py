@@ -42,7 +42,7 @@ def pool_rates(point: Point, rows: dict[str, Row], source: Source) -> dict[str, 
     """Tokens a second and device that each pool gives when it never waits for the other."""
     if point.mode == "agg":
         return {}
-    tokens = {"prefill": point.isl - point.prefix_tokens, "decode": point.osl}
+    tokens = {"prefill": point.isl - point.cached_tokens, "decode": point.osl}
     found = {}
     for role, count in tokens.items():
         row = rows[role]

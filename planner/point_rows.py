@@ -88,10 +88,10 @@ def point_rows(line: int, point: Point, held: float, question: Question) -> list
     else:
         ranks = second.dp * second.pp * getattr(second, "workers", 1)
         decode_batch = max(held / ranks, 1.0)
-    fresh, long = point.isl - point.prefix_tokens, point.moments
+    fresh, long = point.isl - point.cached_tokens, point.moments
     passes: list[tuple[Point | PoolPoint, Row]] = [
         (first, {"phase": "prefill", "batch": prefill_batch, "new_tokens": float(fresh),
-                 "past_tokens": float(point.prefix_tokens), "context_tokens": float(point.isl),
+                 "past_tokens": point.cached_tokens, "context_tokens": float(point.isl),
                  "prompt_tokens": fresh * long.long_isl / long.isl}),
         (second, {"phase": "decode", "batch": decode_batch,
                   "new_tokens": 1.0 + point.mtp_tokens,

@@ -15,7 +15,7 @@ from planner.routing.passes import LOAD, Passes, pass_load
 from planner.routing.policies import Policy, TopKPolicy
 from planner.scenario import Scenario
 from planner.timing.engine_layer import Layer, find_layer, fitted_passes
-from planner.timing.offloaded import time_offloaded
+from planner.timing.offloaded import time_offloaded, with_prefix_fetch
 from planner.timing.overlap import (
     alternate_halves,
     hide_exchange,
@@ -48,6 +48,8 @@ class Question:
     policy: Policy = USUAL
     offload: Offload | None = None
     """Where experts lie that the device does not keep; none: it keeps all."""
+    prefix_bytes_per_s: float | None = None
+    """Rate at which cached prompt tokens are fetched; none: they are on the device."""
 
     @property
     def capacity_bytes(self) -> float:
@@ -85,7 +87,7 @@ def question_of(scenario: Scenario) -> Question:
         offload = offload.model_copy(update={"memory_bytes": usable})
     return Question(
         scenario.model, scenario.cluster, engine, scenario.routing, formats, scenario.policy,
-        offload,
+        offload, scenario.workload.prefix_bytes_per_s,
     )  # fmt: skip
 
 
@@ -113,6 +115,8 @@ def price(points: pl.DataFrame, question: Question, *, fitted: bool = True) -> P
             sheet, sized, (question.cluster, question.engine),
             (question.offload, question.model, question.formats),
         )  # fmt: skip
+    if question.prefix_bytes_per_s is not None:
+        timed = with_prefix_fetch(timed, sized, question.prefix_bytes_per_s)
     seconds = step_seconds(timed, loaded, question.engine, question.model.layer_count)
     passes = sized.join(seconds, on="point", maintain_order="left")
     layer = layer_of(question) if fitted else None

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field, model_validator
 
 from hwprofiles.document import Document
+from hwprofiles.units import BytesPerS, Share
 from planner.lengths import Lengths, Moments, alike, with_means
 
 Tokens = Annotated[int, Field(ge=1, le=100_000_000)]
@@ -24,7 +25,11 @@ class Workload(Document):
     request_rate: Annotated[float, Field(gt=0, le=1e9)] | None = None  # unit: requests per second
     """Requests per second over the whole cluster."""
     prefix_tokens: Annotated[int, Field(ge=0)] = 0
-    """Prompt tokens whose cache is already there."""
+    """Prompt tokens whose cache may already be there."""
+    prefix_hit_ratio: Share = 1.0
+    """Requests that find those tokens cached; the others compute them."""
+    prefix_bytes_per_s: BytesPerS | None = None
+    """Rate at which a device fetches cached tokens from a pool elsewhere; none: they are local."""
     lengths: Lengths | None = None
     """Lengths as a distribution, `isl` and `osl` being its means; none: all requests alike."""
 
@@ -37,6 +42,11 @@ class Workload(Document):
     def moments(self) -> Moments:
         """What the closed form needs of the lengths."""
         return self.lengths.moments() if self.lengths else alike(self.isl, self.osl)
+
+    @property
+    def cached_tokens(self) -> float:
+        """Prompt tokens found cached, on average."""
+        return self.prefix_tokens * self.prefix_hit_ratio
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -170,6 +170,21 @@ def _crossing_s(hosted: pl.DataFrame, points: pl.DataFrame, rate: float) -> Arra
     return np.asarray(summed[points["point"]], dtype=np.float64)
 
 
+def with_prefix_fetch(timed: pl.DataFrame, sized: pl.DataFrame, rate: float) -> pl.DataFrame:
+    """Add a row a prefill pass: cached prompt tokens come from a pool before the pass begins.
+
+    Raises:
+        MoesaicError: `invalid` for a rate of zero.
+    """
+    if not rate > 0:
+        raise MoesaicError("invalid", "cached tokens need a rate above zero to be fetched",
+                           "/prefix_bytes_per_s")  # fmt: skip
+    fetching = sized.filter((pl.col("phase") == "prefill") & (pl.col("past_tokens") > 0))
+    held = pl.col("kv_bytes") * pl.col("past_tokens") / pl.col("context_tokens")
+    seconds = fetching.select(held).to_series().to_numpy() / rate
+    return _with_rows(timed, fetching, "prefix_fetch", dict.fromkeys(TIMES, seconds), "link")
+
+
 def _with_rows(
     timed: pl.DataFrame, points: pl.DataFrame, stage: str, seconds: dict[str, Array], bound: str
 ) -> pl.DataFrame:
