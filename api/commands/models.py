@@ -24,6 +24,7 @@ def command() -> None:
     moesaic models show deepseek-v3
     moesaic models show Qwen3-30B-A3B -o json
     moesaic models fit mixtral-8x7b --device h200-sxm
+    moesaic models routing deepseek-v3 --devices 32
     """
 
 
@@ -174,6 +175,55 @@ def overview() -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+@command.command("routing")
+@click.argument("name")
+@click.option("--devices", type=int, default=1, show_default=True, help="Expert-parallel ranks.")
+@click.option("--tokens", type=int, default=1024, show_default=True, help="Of the whole batch.")
+@click.option("--load", type=click.Path(path_type=Path), help="Counted load: JSON, CSV, NumPy.")
+@output_options
+def routing_command(
+    name: str, *, devices: int, tokens: int, load: Path | None, form: str, out: Path | None,
+    overrides: tuple[str, ...], quiet: bool,
+) -> None:  # fmt: skip
+    """Say who gets which tokens of a batch: experts, devices, the busiest, and what it costs.
+
+    `--set` reaches routing (a distribution) and policy (how experts are chosen).
+
+    \b
+    moesaic models routing pangu-pro-moe --devices 8 --tokens 456
+    moesaic models routing mixtral-8x7b --devices 8 --set "policy={kind: skip, skipped_share: 0.3}"
+    moesaic models routing deepseek-v3 --devices 32 --set "routing={kind: zipf, alpha: 0.8}" -o json
+    """
+    from hwprofiles.files import apply_overrides
+    from planner.formats.expert_load import read_expert_load
+    from planner.routing.outlook import RoutingQuestion, answer_routing
+
+    asked: dict[str, Any] = {"devices": devices, "tokens": tokens}
+    model = read(name)
+    if load is not None:
+        width = model.moe.experts if model.moe is not None else None
+        asked["routing"] = read_expert_load(load, width).model_dump(mode="json")
+    question = RoutingQuestion.parse(apply_overrides(asked, overrides), what="question")
+    data = answer_routing(question, model)
+    Output(form, out, quiet).show(data, lambda: _routing_table(data))
+
+
+def _routing_table(data: dict[str, Any]) -> str:
+    """One line a fact; loads as least, mean and most over experts or devices of all layers."""
+    lines = []
+    for key, value in data.items():
+        if key in ("tokens_per_expert", "pairs_per_device"):
+            held = [number for row in value for number in row]
+            mean = sum(held) / len(held)
+            shown = f"{min(held):.1f} to {max(held):.1f}, mean {mean:.1f}"
+        elif key == "experts_per_token":
+            shown = ", ".join(f"{count}: {chance:.1%}" for count, chance in value)
+        else:
+            shown = f"{value:.4g}" if isinstance(value, float) else str(value)
+        lines.append([key.replace("_", " "), shown])
+    return text_table(["of a batch", "value"], lines)
 
 
 def _overview_table(rows: list[dict[str, Any]]) -> str:

@@ -14,6 +14,8 @@ from planner.routing.draws import DRAWN_AT_MOST, Shares, chances, drawn_counts
 from planner.routing.load import Array
 from planner.routing.policies import (
     DenseMixturePolicy,
+    GroupedPolicy,
+    GroupLimitedPolicy,
     MainAuxiliaryPolicy,
     MomentumPolicy,
     NullExpertsPolicy,
@@ -70,8 +72,39 @@ def _exactly(count: int, moe: MoeFfn) -> Array:
     return found
 
 
+SCORING_FLOPS = {"softmax": 3, "sigmoid": 4}
+"""FLOP an expert: exponential, sum and quotient; sign, exponential, sum and reciprocal."""
+
+
 def _top_k(policy: TopKPolicy | ScheduledPolicy, moe: MoeFfn, hidden: int) -> Choosing:
-    return Choosing(_exactly(policy.top_k or moe.top_k, moe), 2 * hidden * moe.experts)
+    work = 2 * hidden * moe.experts
+    if isinstance(policy, TopKPolicy) and policy.scoring is not None:
+        work += SCORING_FLOPS[policy.scoring] * moe.experts
+    return Choosing(_exactly(policy.top_k or moe.top_k, moe), work)
+
+
+def _in_groups(policy: GroupLimitedPolicy | GroupedPolicy, moe: MoeFfn, hidden: int) -> Choosing:
+    block = block_of(policy, moe)
+    return Choosing(_exactly(block.top_k, moe), 2 * hidden * moe.experts)
+
+
+def block_of(policy: Policy, moe: MoeFfn) -> MoeFfn:
+    """The expert block with the router that a policy puts in place of the model's.
+
+    Raises:
+        MoesaicError: `invalid`, naming both sides, for groups that experts or top_k do not allow.
+    """
+    if not isinstance(policy, GroupLimitedPolicy | GroupedPolicy):
+        return moe
+    best = policy.top_groups if isinstance(policy, GroupLimitedPolicy) else policy.groups
+    top_k, held = policy.top_k or moe.top_k, moe.experts // policy.groups * best
+    if top_k > held:
+        raise MoesaicError(
+            "invalid", f"top_k {top_k} of {held} experts in {best} of {policy.groups} groups",
+            "/policy",
+        )  # fmt: skip
+    router = {"router": policy.kind, "groups": policy.groups, "top_groups": best, "top_k": top_k}
+    return MoeFfn.parse(moe.model_dump() | router, what="policy")
 
 
 def _momentum(policy: MomentumPolicy, moe: MoeFfn, hidden: int) -> Choosing:
@@ -153,6 +186,8 @@ def _dense_mixture(policy: DenseMixturePolicy, moe: MoeFfn, hidden: int) -> Choo
 
 _RULES: dict[type, Callable[..., Choosing]] = {
     TopKPolicy: _top_k,
+    GroupLimitedPolicy: _in_groups,
+    GroupedPolicy: _in_groups,
     ScheduledPolicy: _top_k,
     SwitchPolicy: _switch,
     NullExpertsPolicy: _null_experts,

@@ -7,8 +7,11 @@ from numpy.typing import NDArray
 
 from hwprofiles.errors import MoesaicError
 from planner.moe_model import MoeFfn
-from planner.routing.draws import Shares, drawn_counts
+from planner.routing.draws import DRAWS, Shares, chances, drawn_counts
 from planner.routing.load import Array
+
+DRAWN_NUMBERS = 30_000_000
+"""Random numbers of all drawn batches together at most."""
 
 
 def device_counts(counts: Array, devices: int) -> Array:
@@ -55,13 +58,21 @@ def expected_imbalance_score(
 ) -> tuple[float, float]:
     """Mean Imbalance Score of drawn batches, and its standard error.
 
+    Batches too large to draw scale the deviations of smaller ones by the square root of the size.
+
     Args:
         shares: [layers, experts]; more layers mean more drawn batches.
         moe: the expert block.
         devices: devices that hold equally many experts each, in order.
         tokens: tokens of a batch.
     """
-    counts = drawn_counts(Shares.of(shares), moe, tokens)
+    table = Shares.of(shares)
+    drawn = min(tokens, max(DRAWN_NUMBERS // (max(len(shares), DRAWS) * moe.experts), 1))
+    counts = drawn_counts(table, moe, drawn)
+    if drawn < tokens:
+        expected = chances(table, moe)[:, None, :]
+        counts = tokens * expected + (counts - drawn * expected) * np.sqrt(tokens / drawn)
+        counts = np.maximum(counts, 0.0)
     scores = imbalance_score(device_counts(counts, devices), tokens)
     return float(scores.mean()), float(scores.std() / np.sqrt(scores.size))
 

@@ -29,6 +29,28 @@ class TopKPolicy(_Policy):
 
     kind: Literal["top_k"] = "top_k"
     top_k: Count | None = None
+    scoring: Literal["softmax", "sigmoid"] | None = None
+    """What makes scores of logits; counted beside the router's product where it is stated."""
+
+
+class GroupLimitedPolicy(_Policy):
+    """Top-k among the best groups: DeepSeek's n_group and topk_group (arXiv:2412.19437, 2.1.2).
+
+    A group on each node keeps a token to `top_groups` nodes; one group is free top-k.
+    """
+
+    kind: Literal["group_limited"]
+    groups: Count
+    top_groups: Count
+    top_k: Count | None = None
+
+
+class GroupedPolicy(_Policy):
+    """Equally many experts in each group (MoGE, arXiv:2505.21411)."""
+
+    kind: Literal["grouped"]
+    groups: Count
+    top_k: Count | None = None
 
 
 class SwitchPolicy(_Policy):
@@ -120,9 +142,9 @@ class MomentumPolicy(_Policy):
 
 
 Policy = Annotated[
-    TopKPolicy | SwitchPolicy | NullExpertsPolicy | SkipPolicy | MainAuxiliaryPolicy
-    | ScheduledPolicy | RandomPartitionPolicy | DenseMixturePolicy | SimilarityPolicy
-    | MomentumPolicy,
+    TopKPolicy | GroupLimitedPolicy | GroupedPolicy | SwitchPolicy | NullExpertsPolicy | SkipPolicy
+    | MainAuxiliaryPolicy | ScheduledPolicy | RandomPartitionPolicy | DenseMixturePolicy
+    | SimilarityPolicy | MomentumPolicy,
     Field(discriminator="kind"),
 ]  # fmt: skip
 """Every policy by its `kind`."""
