@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from html import escape
 
@@ -78,6 +79,54 @@ def scatter(points: Sequence[Point], x_label: str, y_label: str) -> str:
         f'{escape(x_label)}</text><text x="14" y="{middle}" text-anchor="middle" '
         f'transform="rotate(-90 14 {middle})">{escape(y_label)}</text>{"".join(marks)}</svg>'
     )
+
+
+Slice = tuple[str, str, float, float]
+"""Track, name, start and end of one piece of work."""
+ROW_HEIGHT, TRACK_LEFT = 18, 110
+
+
+def gantt(slices: Sequence[Slice], label: str) -> str:
+    """Tracks under one another, each piece of work a rectangle, time to the right.
+
+    Pieces are coloured by their names without numbers.
+    """
+    tracks = sorted({track for track, *_ in slices})
+    kinds = sorted({_kind(name) for _, name, *_ in slices})
+    first = min((start for _, _, start, _ in slices), default=0.0)
+    scale = (WIDTH - TRACK_LEFT) / max(max((s[3] for s in slices), default=1.0) - first, 1e-12)
+    height = len(tracks) * ROW_HEIGHT + BOTTOM // 2
+    parts = [
+        f'<text x="0" y="{row * ROW_HEIGHT + 13}">{escape(track)}</text>'
+        for row, track in enumerate(tracks)
+    ]
+    for track, name, start, end in slices:
+        colour = PALETTE[kinds.index(_kind(name)) % len(PALETTE)]
+        parts.append(
+            f'<rect x="{TRACK_LEFT + (start - first) * scale:.2f}" '
+            f'y="{tracks.index(track) * ROW_HEIGHT + 2}" width="{(end - start) * scale:.2f}" '
+            f'height="{ROW_HEIGHT - 4}" fill="{colour}"><title>{escape(name)}: {start:.6g} s to '
+            f"{end:.6g} s</title></rect>"
+        )
+    legend = "".join(
+        f'<li><i style="background:{PALETTE[i % len(PALETTE)]}"></i>{escape(kind)}</li>'
+        for i, kind in enumerate(kinds)
+    )
+    return (
+        f"<figure><figcaption>{escape(label)}</figcaption>"
+        f'<svg class="plot" style="height:auto" viewBox="0 0 {WIDTH} {height}" role="img" '
+        f'aria-label="{escape(label)}">{"".join(parts)}</svg>'
+        f'<ul class="legend">{legend}</ul></figure>'
+    )
+
+
+def _kind(name: str) -> str:
+    """What a piece of work is, whichever it is of its kind.
+
+    >>> _kind("attention 3.1"), _kind("F4.0+B0.1"), _kind("W")
+    ('attention', 'F+B', 'W')
+    """
+    return re.sub(r"[\d.]+", "", name).strip()
 
 
 def _line(x1: float, y1: float, x2: float, y2: float) -> str:

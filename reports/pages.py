@@ -30,7 +30,8 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 
 @cache
-def _template(name: str) -> Template:
+def template(name: str) -> Template:
+    """A page's template; every text put into it is escaped."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
@@ -64,7 +65,7 @@ def render_design(plan: DesignPlan) -> str:
 
 def render_fleet(plan: FleetPlan) -> str:
     """One page: classes, their workers, who uses which machine, what bound."""
-    return _template("fleet.html").render(
+    return template("fleet.html").render(
         plan=plan, views=fleet_views, bar=_fleet_bar, title=fleet_views.title(plan)
     )
 
@@ -78,7 +79,7 @@ def _fleet_bar(plan: FleetPlan, number: int) -> Markup:
 
 def render_plan(plan: Plan) -> str:
     """One page: the answer, the ranking, memory, time, frontier, what bound and what lost."""
-    return _template("plan.html").render(
+    return template("plan.html").render(
         plan=plan,
         views=views,
         memory_bar=_memory_bar,
@@ -126,4 +127,4 @@ def _frontier(plan: Plan) -> str:
 
 def render_index(entries: Sequence[IndexEntry]) -> str:
     """The index of a folder of pages."""
-    return _template("index.html").render(entries=entries, title=f"{len(entries)} questions")
+    return template("index.html").render(entries=entries, title=f"{len(entries)} questions")

@@ -29,22 +29,27 @@ _SILENT = ("schema_version", "kind", "name", "assumptions")
 
 def simulation_text(answer: SimulationAnswer) -> str:
     """Percentiles and rates with their bands, then what was assumed."""
+    return "\n".join([
+        f"{answer.name}: {answer.seeds} seed(s), {answer.kv_blocks} KV blocks a rank",
+        "",
+        text_table(["figure", "typical", "low", "high"], figure_rows(answer)),
+        "",
+        *(event_text(event) for event in answer.events),
+        *(f"Assumed: {text}" for text in answer.assumptions),
+    ])  # fmt: skip
+
+
+def figure_rows(answer: SimulationAnswer) -> list[list[str]]:
+    """Each figure with its typical, low and high value in display units."""
     rows = []
     for name, figure in answer.summary.items():
         label, scale = _label(name)
         cells = [views.number(value * scale) for value in (figure.typical, figure.low, figure.high)]
         rows.append([label, *cells])
-    return "\n".join([
-        f"{answer.name}: {answer.seeds} seed(s), {answer.kv_blocks} KV blocks a rank",
-        "",
-        text_table(["figure", "typical", "low", "high"], rows),
-        "",
-        *(_event(event) for event in answer.events),
-        *(f"Assumed: {text}" for text in answer.assumptions),
-    ])  # fmt: skip
+    return rows
 
 
-def _event(event: EventCost) -> str:
+def event_text(event: EventCost) -> str:
     """One scale operation or failure as a sentence."""
     cost, number = event.cost, views.number
     text = (
@@ -66,17 +71,30 @@ def _event(event: EventCost) -> str:
 
 def facts_text(answer: Document) -> str:
     """Any other answer: its figures, one a line, then its tables and what was assumed."""
-    facts = [row for name in type(answer).model_fields if name not in _SILENT
-             for row in _facts(name, getattr(answer, name))]  # fmt: skip
+    facts = fact_rows(answer)
     parts = [str(getattr(answer, "name", ""))]
     if facts:
         parts += ["", text_table(["figure", "value"], facts)]
+    for _, headers, rows in tables(answer):
+        parts += ["", text_table(headers, rows)]
+    parts += ["", *(f"Assumed: {text}" for text in getattr(answer, "assumptions", ()))]
+    return "\n".join(parts)
+
+
+def fact_rows(answer: Document) -> list[list[str]]:
+    """Figures of an answer, each with its label and its value in display units."""
+    return [row for name in type(answer).model_fields if name not in _SILENT
+            for row in _facts(name, getattr(answer, name))]  # fmt: skip
+
+
+def tables(answer: Document) -> list[tuple[str, list[str], list[list[str]]]]:
+    """Name, headers and rows of each field that holds documents of one kind."""
+    found = []
     for name in type(answer).model_fields:
         rows = getattr(answer, name)
         if isinstance(rows, tuple) and rows and isinstance(rows[0], Document):
-            parts += ["", _documents(rows)]
-    parts += ["", *(f"Assumed: {text}" for text in getattr(answer, "assumptions", ()))]
-    return "\n".join(parts)
+            found.append((name.replace("_", " "), *_documents(rows)))
+    return found
 
 
 def _facts(name: str, value: Any) -> Iterator[list[str]]:  # noqa: ANN401 - a field of any document
@@ -97,13 +115,11 @@ def _facts(name: str, value: Any) -> Iterator[list[str]]:  # noqa: ANN401 - a fi
         yield [label, views.number(value * scale)]
 
 
-def _documents(rows: tuple[Document, ...]) -> str:
-    """Documents of one kind as a table; a tuple of parts becomes one cell."""
+def _documents(rows: tuple[Document, ...]) -> tuple[list[str], list[list[str]]]:
+    """Headers and rows of documents of one kind; a tuple of parts becomes one cell."""
     names = [n for n in type(rows[0]).model_fields if any(getattr(r, n) for r in rows)]
-    return text_table(
-        [_label(name)[0] for name in names],
-        [[_cell(name, getattr(row, name)) for name in names] for row in rows],
-    )
+    cells = [[_cell(name, getattr(row, name)) for name in names] for row in rows]
+    return [_label(name)[0] for name in names], cells
 
 
 def _cell(name: str, value: Any) -> str:  # noqa: ANN401 - a field of any document

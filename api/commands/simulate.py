@@ -15,6 +15,7 @@ from hwprofiles.errors import MoesaicError
 if TYPE_CHECKING:
     import polars as pl
 
+    from hwprofiles.document import Document
     from planner.simulation.kinds import Kind
     from planner.simulation.question import SimulationQuestion
 
@@ -42,9 +43,10 @@ _PATH = click.Path(dir_okay=False, path_type=Path)
     type=_PATH,
     help="Write a Chrome/Perfetto trace (.json), or its slices as a table (.csv, .parquet).",
 )
+@click.option("--html", type=_PATH, help="Also write one self-contained HTML page.")
 def command(
     file: Path, form: str, out: Path | None, overrides: tuple[str, ...], quiet: bool,
-    requests_path: Path | None, timeline_path: Path | None, trace_path: Path | None,
+    **paths: Path | None,
 ) -> None:  # fmt: skip
     """Simulate what FILE describes (YAML or JSON): by default a service under load.
 
@@ -64,23 +66,21 @@ def command(
     moesaic simulate tests/scenarios/simulate/qwen3-poisson.yaml --requests requests.csv
     moesaic simulate tests/scenarios/simulate/pass-deepseek-prefill.yaml --trace pass.json
     """
-    from planner.simulation.files import read_data, serving_question
+    from planner.simulation.files import question_of_kind, read_data, serving_question
     from planner.simulation.kinds import kind_of
 
     output = Output(form, out, quiet)
     data = read_data(file, overrides)
     kind = kind_of(data)
     if kind is not None:
-        if requests_path or timeline_path:
+        if paths["requests_path"] or paths["timeline_path"]:
             raise MoesaicError(
                 "invalid", f"a {data['kind']} has no requests or queues; use --trace or --out"
             )
-        _other(output, kind, data, file.parent, trace_path)
-        return
-    _serve(
-        output, serving_question(data, file.parent),
-        {"requests": requests_path, "timeline": timeline_path, "trace": trace_path},
-    )  # fmt: skip
+        question = question_of_kind(kind, data, file.parent)
+        _other(output, kind, question, paths)
+    else:
+        _serve(output, serving_question(data, file.parent), paths)
 
 
 def _serve(output: Output, question: SimulationQuestion, paths: dict[str, Path | None]) -> None:
@@ -89,7 +89,7 @@ def _serve(output: Output, question: SimulationQuestion, paths: dict[str, Path |
     from planner.simulation.simulate import simulate
     from reports.simulation_text import simulation_text
 
-    requests_path, timeline_path, trace_path = paths.values()
+    requests_path, timeline_path = paths["requests_path"], paths["timeline_path"]
     quiet = output.quiet
     with _progress(question, quiet=quiet) as tell:
         answer, run, requests = simulate(question, requests_path=requests_path, on_progress=tell)
@@ -98,27 +98,41 @@ def _serve(output: Output, question: SimulationQuestion, paths: dict[str, Path |
     if timeline_path is not None:
         write_table(timeline_path, run.timeline.table())
         output.note(f"wrote {timeline_path}")
-    if trace_path is not None:
+    if paths["trace_path"] is not None or paths["html"] is not None:
         from planner.simulation.slices import load_counters, request_slices
 
+        slices = request_slices(requests)
         counters = load_counters(run.timeline.table())
-        _timeline(output, trace_path, request_slices(requests), counters)
+        _draw(output, answer, paths, (slices, counters))
     output.show(answer.model_dump(mode="json"), lambda: simulation_text(answer))
 
 
-def _other(
-    output: Output, kind: Kind, data: dict[str, Any], folder: Path, trace_path: Path | None
-) -> None:
+def _other(output: Output, kind: Kind, question: Document, paths: dict[str, Path | None]) -> None:
     """Answer a question of another kind."""
-    from planner.simulation.files import question_of_kind
     from reports.simulation_text import facts_text
 
-    answer, slices = kind.answer(question_of_kind(kind, data, folder))
-    if trace_path is not None:
-        if slices is None:
-            raise MoesaicError("invalid", f"a simulation of kind {data['kind']} has no timeline")
-        _timeline(output, trace_path, slices, None)
+    answer, slices = kind.answer(question)
+    if paths["trace_path"] is not None and slices is None:
+        raise MoesaicError("invalid", f"a {type(question).__name__} has no timeline")
+    _draw(output, answer, paths, (slices, None))
     output.show(answer.model_dump(mode="json"), lambda: facts_text(answer))
+
+
+def _draw(
+    output: Output, answer: Document, paths: dict[str, Path | None],
+    drawn: tuple[pl.DataFrame | None, pl.DataFrame | None],
+) -> None:  # fmt: skip
+    """Write timeline and page where they were asked for."""
+    slices, counters = drawn
+    trace_path, html = paths["trace_path"], paths["html"]
+    if trace_path is not None and slices is not None:
+        _timeline(output, trace_path, slices, counters)
+    if html is not None:
+        from hwprofiles.files import write_text
+        from reports.simulation_page import render_simulation
+
+        write_text(html, render_simulation(answer, slices))
+        output.note(f"wrote {html}")
 
 
 def _timeline(

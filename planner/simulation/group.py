@@ -129,6 +129,8 @@ class Group:
         held, self._held = self._held, []
         for sequence in (*moved, *held):
             self.submit(sequence)
+        # What kept its caches goes on even when nobody comes in.
+        self.wake()
 
     def rank_time_s(self, end_s: float) -> float:
         """Ranks times seconds up to a time after the last change."""
@@ -156,11 +158,13 @@ class Group:
 
     def _begin(self, now_s: float, *, idle: bool = False) -> None:
         shapes = [rank.plan(now_s, idle=idle) for rank in self.ranks]
-        if not idle and any(rank.queued for rank in self.ranks) and _nothing(shapes):
+        nothing = _nothing(shapes)
+        if nothing and not idle and any(rank.queued for rank in self.ranks):
             shapes = [rank.plan(now_s, idle=True) for rank in self.ranks]
+            nothing = _nothing(shapes)
         if self.after_plan is not None:
             self.after_plan(self, now_s)
-        if _nothing(shapes):
+        if nothing:
             return
         steps = min(rank.quiet_steps(self._most) for rank in self.ranks)
         seconds = self._seconds(shapes)
@@ -231,7 +235,10 @@ class Group:
 
 
 def _nothing(shapes: list[Iteration]) -> bool:
-    return all(not (shape.prefill_tokens or shape.decode_sequences) for shape in shapes)
+    for shape in shapes:  # noqa: SIM110 - a generator costs more than what it looks at
+        if shape.prefill_tokens or shape.decode_sequences:
+            return False
+    return True
 
 
 def itl_quantile(counts: dict[int, int], share: float) -> float:

@@ -106,9 +106,10 @@ class LayoutChanges:
 
     def boundary(self, group: Group) -> None:
         """Apply what is due for a group; to be called between its iterations."""
-        apply = self._due.pop(group.index, None)
-        if apply is not None:
-            apply(group)
+        if self._due:
+            apply = self._due.pop(group.index, None)
+            if apply is not None:
+                apply(group)
 
     def _apply(self, group: Group, change: LayoutChange) -> None:
         ranks = list(group.ranks)

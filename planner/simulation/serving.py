@@ -224,7 +224,7 @@ class Serving:
     def _after_step(self, group: Group, _: float) -> None:
         self.changes.boundary(group)
         for router in (self._front, self._back):
-            if router is not None and group in router.groups:
+            if router is not None and router.queue and group in router.groups:
                 router.refill(group)
 
     def _hand_over(self, sequence: Sequence, source: Rank) -> None:
@@ -257,12 +257,12 @@ class Router:
         self.groups = groups
         self._policy = policy
         self._turn = 0
-        self._queue: deque[Sequence] = deque()
+        self.queue: deque[Sequence] = deque()
 
     def submit(self, sequence: Sequence) -> None:
         """Give a sequence to a group, or queue it."""
         if self._policy == "shared_queue":
-            self._queue.append(sequence)
+            self.queue.append(sequence)
             for group in self.groups:
                 self.refill(group)
         elif self._policy == "round_robin":
@@ -274,5 +274,5 @@ class Router:
     def refill(self, group: Group) -> None:
         """Give a group what it has free slots for."""
         slots = sum(rank.limits.max_num_seqs for rank in group.ranks)
-        while self._queue and group.load < slots and not group.paused:
-            group.submit(self._queue.popleft())
+        while self.queue and group.load < slots and not group.paused:
+            group.submit(self.queue.popleft())

@@ -20,6 +20,9 @@ LOAD_ROW: dict[str, type[pl.DataType]] = {
 """What one group held at a moment."""
 
 
+_NEVER = (-math.inf, -1, -1)
+
+
 class LoadTimeline:
     """Looks at a group when an iteration starts with another number waiting or running.
 
@@ -35,14 +38,15 @@ class LoadTimeline:
         self._columns: dict[str, array[Any]] = {
             name: array("d" if kind is pl.Float64 else "q") for name, kind in LOAD_ROW.items()
         }
+        self._append = tuple(column.append for column in self._columns.values())
 
     def look(self, group: Group, now_s: float) -> None:
         """Note the group if its queue or running set changed."""
         waiting, running = group.waiting, 0
         for rank in group.ranks:
             running += rank.running
-        last_s, *last = self._last.get(group.index, (-math.inf, -1, -1))
-        if last == [waiting, running]:
+        last_s, last_waiting, last_running = self._last.get(group.index, _NEVER)
+        if last_waiting == waiting and last_running == running:
             return
         keep = now_s - last_s >= self._step_s
         self._last[group.index] = (now_s if keep else last_s, waiting, running)
@@ -52,9 +56,12 @@ class LoadTimeline:
         for rank in group.ranks:
             blocks += rank.kv.blocks
             used += rank.kv.used
-        row = (now_s, group.index, waiting, running, used / blocks)
-        for column, value in zip(self._columns.values(), row, strict=True):
-            column.append(value)
+        time, index, queue, inside, share = self._append
+        time(now_s)
+        index(group.index)
+        queue(waiting)
+        inside(running)
+        share(used / blocks)
 
     def table(self) -> pl.DataFrame:
         """All looks in order."""

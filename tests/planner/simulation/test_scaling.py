@@ -7,6 +7,7 @@ import polars as pl
 import pytest
 
 from hwprofiles.errors import MoesaicError
+from planner.formats.request import Request
 from planner.simulation.arrivals import gamma_arrivals, lognormal_lengths, ramp_arrivals
 from planner.simulation.autoscale import POLICIES, Autoscale, Bounds, Window, policy
 from planner.simulation.rank import EngineLimits
@@ -53,6 +54,16 @@ def test_intake_pauses_while_running_requests_go_on() -> None:
     assert during.height == 0
     assert table.filter(pl.col("finished_s").is_between(start, end)).height > 0
     assert table["preemptions_count"].sum() == 0
+
+
+def test_what_keeps_its_caches_goes_on_without_arrivals() -> None:
+    pool = Pool(EngineLimits(), STEPS, dp=3)
+    requests = iter([Request(0.0, 100, 400), Request(0.0, 100, 400), Request(0.0, 100, 400)])
+    change = LayoutChange(1.0, 5.0, 2, STEPS, down=True, caches_lost=False, lost_ranks=(2,))
+    run = Serving(pool, requests, None, Options(changes=(change,))).run()
+    table = run.log.close()
+    assert table["preemptions_count"].sort().to_list() == [0, 0, 1]
+    assert table["e2e_s"].min() > 5.0 + 400 * 8e-3
 
 
 def test_a_restart_serves_nothing_and_loses_caches() -> None:
