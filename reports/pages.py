@@ -57,7 +57,7 @@ def render_design(plan: DesignPlan) -> str:
     """One page: the base beside its rival, the frontier as a plot and a table."""
     plot = charts.scatter(design_views.marks(plan), "active parameters, billions",
                           "output tokens/s/device")  # fmt: skip
-    return _template("design.html").render(
+    return template("design.html").render(
         plan=plan, views=design_views, title=design_views.title(plan),
         plot=Markup(plot),  # noqa: S704 - our own SVG; every text in it is escaped
     )  # fmt: skip
