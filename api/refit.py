@@ -9,7 +9,7 @@ from typing import Any
 from api.output import Output
 from hwprofiles.errors import MoesaicError, unknown_name
 
-SOURCES = ("aiconfigurator", "infersim")
+SOURCES = ("aiconfigurator", "infersim", "simllm")
 """What `moesaic calibrate --from` can read."""
 
 
@@ -43,21 +43,25 @@ def refit(
     output.show(report_of(cards), lambda: report_table(cards))
 
 
+CHECKOUTS = {
+    "infersim": "the folder bench_data of a checkout of github alibaba/InferSim",
+    "simllm": "the folder of collectives.csv, made from github openfabric-systems/simllm",
+}
+"""Sources that are no package: what --tables has to name."""
 Fit = Callable[[str, Path], list[dict[str, Any]]]
 
 
 def _reader(source: str, tables: Path | None) -> tuple[dict[str, str], Fit]:
     """Systems a source knows, and what fits one of them into a folder."""
-    if source == "infersim":
-        from hwprofiles.calibration import infersim
+    if source in CHECKOUTS:
+        from hwprofiles.calibration import infersim, simllm
 
         if tables is None:
             raise MoesaicError(
-                "invalid", "--from infersim needs --tables: the folder bench_data of a checkout of "
-                "github alibaba/InferSim", "/tables",
-            )  # fmt: skip
-        root = tables
-        return infersim.SYSTEMS, lambda system, folder: infersim.fit_all(root, system, folder)
+                "invalid", f"--from {source} needs --tables: {CHECKOUTS[source]}", "/tables"
+            )
+        root, reader = tables, {"infersim": infersim, "simllm": simllm}[source]
+        return reader.SYSTEMS, lambda system, folder: reader.fit_all(root, system, folder)
     from hwprofiles.calibration.aiconfigurator import SYSTEMS, data_root
     from hwprofiles.calibration.profiles import fit_all
 

@@ -65,7 +65,7 @@ RUNNERS = ("auto", "numpy", "torch-cuda", "torch-cpu", "torch-npu")
     "--from",
     "source",
     metavar="PACKAGE",
-    help="Fit from tables others measured instead: aiconfigurator, infersim.",
+    help="Fit from tables others measured instead: aiconfigurator, infersim, simllm.",
 )
 @click.option(
     "--tables",

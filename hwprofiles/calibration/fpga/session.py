@@ -129,7 +129,8 @@ def write_profiles(source: Path, folder: Path) -> FpgaReport:
     for fitted in fits:
         for kind, document in (("curves", fitted.curves), ("device", fitted.device)):
             name = f"{kind}-{fitted.device.name}.yaml"
-            text = dump(document.model_dump(mode="json", exclude_none=True), "yaml")
+            plain = document.model_dump(mode="json", exclude_defaults=True)
+            text = dump({"schema_version": document.schema_version, **plain}, "yaml")
             write_text(folder / name, text)
             written.append(name)
     report = FpgaReport(
