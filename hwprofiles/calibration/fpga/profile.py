@@ -95,7 +95,7 @@ def fit_array(rows: Sequence[Row], placements: Sequence[Row], on: datetime.date)
         name=f"ecp5-mac{size}", source=_source(placements[0], len(rows), len(clocks)), date=on,
         certainty="simulated", families={}, array=array,
     )  # fmt: skip
-    return Fitted(fit, curves, _device(size, placements[0], fit, on))
+    return Fitted(fit, curves, _device(fit, curves.source, on))
 
 
 def _worst(array: MacArray, rows: Sequence[Row]) -> float:
@@ -116,8 +116,8 @@ def _source(placement: Row, calls: int, seeds: int) -> str:
     )
 
 
-def _device(size: int, placement: Row, fit: ArrayFit, on: datetime.date) -> Device:
-    source = _source(placement, fit.calls_count, 1)
+def _device(fit: ArrayFit, source: str, on: datetime.date) -> Device:
+    size = fit.size_count
 
     def simulated(value: float, note: str) -> dict[str, Any]:
         return {
