@@ -15,7 +15,11 @@ class Document(BaseModel):
     """A frozen pydantic model that refuses unknown fields and numbers that are not finite."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        defer_build=True,
     )
 
     def digest(self) -> str:

@@ -41,10 +41,25 @@ class ModelEntry(Document):
 @cache
 def entries() -> dict[str, ModelEntry]:
     """Every model of the catalogue by name."""
-    return {
-        path.stem: ModelEntry.parse(read_document(path), what=path.name)
-        for path in sorted(ROOT.glob("*.yaml"))
-    }
+    return {path.stem: _entry(path.stem) for path in sorted(ROOT.glob("*.yaml"))}
+
+
+@cache
+def _entry(name: str) -> ModelEntry:
+    path = ROOT / f"{name}.yaml"
+    return ModelEntry.parse(read_document(path), what=path.name)
+
+
+def _wanted(name: str) -> str | None:
+    """The catalogue's name for a way to write it; a name itself needs no other file read."""
+    if name in _names():
+        return name
+    return _aliases().get(canonical(name)) or _aliases().get(canonical(name.rpartition("/")[2]))
+
+
+@cache
+def _names() -> frozenset[str]:
+    return frozenset(path.stem for path in ROOT.glob("*.yaml"))
 
 
 def model_names() -> tuple[str, ...]:
@@ -70,10 +85,10 @@ def load_named(name: str) -> MoeModel:
     Raises:
         MoesaicError: `unknown_name`, with the nearest known names.
     """
-    wanted = _aliases().get(canonical(name)) or _aliases().get(canonical(name.rpartition("/")[2]))
+    wanted = _wanted(name)
     if wanted is None:
         raise unknown_name("model", name, entries(), "/model")
-    entry = entries()[wanted]
+    entry = _entry(wanted)
     sources = (f"{entry.source} ({entry.date})",)
     if entry.model is not None:
         data = {"name": entry.title, "sources": sources, **entry.model}

@@ -75,7 +75,7 @@ def ranked(
     options: list[Option] = []
     first, why = parts_of(table, choice), None
     current: Choice | None = choice
-    left = table
+    left = table.filter(pl.col("broken").is_null())
     while current is not None and len(options) < scenario.options:
         parts = parts_of(table, current)
         options.append(option_of(scenario, parts, len(options) + 1, source))
@@ -139,7 +139,7 @@ def pareto_plans(
         The plans, and whether no further one exists.
     """
     found: list[ParetoPlan] = []
-    left = table
+    left = table.filter(pl.col("broken").is_null())
     while len(found) < scenario.pareto:
         choice = choose(left, scenario)
         if choice is None:

@@ -144,7 +144,9 @@ def choose(table: pl.DataFrame, scenario: Scenario) -> Choice | None:
     ]
     picks = tuple(pick for pick in found if pick.workers > 0)
     if scenario.objective != LATENCY:
-        picks = _quickest(picks, allowed)
+        used = {pick.row for pick in picks}
+        rows = {row["row"]: row for row in columns.iter_rows(named=True) if row["row"] in used}
+        picks = _quickest(picks, rows, allowed)
     picks = tuple(sorted(picks, key=lambda pick: ORDER.index(pick.role)))
     return Choice(picks, solution, columns.height)
 
@@ -202,12 +204,13 @@ ORDER = ("prefill", "agg", "decode")
 """Roles in the order a request meets them."""
 
 
-def _quickest(picks: tuple[Pick, ...], allowed: pl.DataFrame) -> tuple[Pick, ...]:
+def _quickest(
+    picks: tuple[Pick, ...], rows: dict[int, dict[str, Any]], allowed: pl.DataFrame
+) -> tuple[Pick, ...]:
     """Of candidates that serve the same rate on the same devices, take the one of least latency.
 
     The programme sees only rates; a pool that is not the slower one often has rate to spare.
     """
-    rows = {pick.row: allowed.filter(row=pick.row).row(0, named=True) for pick in picks}
     served = min(pick.workers * rows[pick.row]["request_rate_typical"] for pick in picks)
     swapped = []
     for pick in picks:

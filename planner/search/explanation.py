@@ -30,12 +30,16 @@ LIMITS = ("ttft_s", "tpot_s", "memory_share")
 
 
 def served_rate(choice: Choice, table: pl.DataFrame) -> float:
-    """Requests per second of a choice at typical values: the slower of its pools."""
-    rows = table.filter(pl.col("row").is_in([pick.row for pick in choice.picks]))
-    rate = dict(zip(rows["row"], rows["request_rate_typical"], strict=True))
+    """Requests per second of a choice at typical values: the slower of its pools.
+
+    Args:
+        choice: the programme's answer.
+        table: all candidates, in the order of their key `row`.
+    """
     by_role: dict[str, float] = {}
     for pick in choice.picks:
-        by_role[pick.role] = by_role.get(pick.role, 0.0) + pick.workers * rate[pick.row]
+        rate = table.item(pick.row, "request_rate_typical")
+        by_role[pick.role] = by_role.get(pick.role, 0.0) + pick.workers * rate
     return min(by_role.values())
 
 
@@ -59,8 +63,7 @@ def objective_value(choice: Choice, table: pl.DataFrame, scenario: Scenario) -> 
     Output tokens per second; under a given rate devices, dollars an hour or watts; else dollars a
     million tokens or joules a token; seconds of a whole request.
     """
-    used = table.filter(pl.col("row").is_in([pick.row for pick in choice.picks]))
-    rows = {row["row"]: row for row in used.iter_rows(named=True)}
+    rows = {pick.row: table.row(pick.row, named=True) for pick in choice.picks}
     osl = scenario.workload.osl
     if scenario.objective == LATENCY:
         return sum(request_s(rows[pick.row], osl) for pick in choice.picks)
@@ -86,10 +89,11 @@ def binding_limits(table: pl.DataFrame, scenario: Scenario, choice: Choice) -> l
     """Limits without which the programme does better, and the devices there are."""
     now = objective_value(choice, table, scenario)
     rate = served_rate(choice, table)
+    broken = set(table["broken"].unique())
     found = []
     for limit in (*LIMITS, *(name for name, _, _ in SHARED)):
         value = getattr(scenario.limits, limit)
-        if value is None or (limit in LIMITS and not _breaks(table, scenario, limit)):
+        if value is None or (limit in LIMITS and limit not in broken):
             continue
         freed = _solved(table, with_limit(scenario, limit, None))
         if freed is None or not _better(freed[1], now, scenario):
@@ -131,12 +135,6 @@ def _devices_bind(
         found.append(Binding("devices", float(most), None, rate + more,
                              now + more * scenario.workload.osl))  # fmt: skip
     return found
-
-
-def _breaks(table: pl.DataFrame, scenario: Scenario, limit: str) -> bool:
-    """Whether any candidate is lost to this limit alone."""
-    freed = within_limits(table.drop("broken"), with_limit(scenario, limit, None))
-    return freed["broken"].null_count() > table["broken"].null_count()
 
 
 def why_infeasible(table: pl.DataFrame, scenario: Scenario) -> MoesaicError:
