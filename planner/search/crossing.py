@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.search.eplb import replicate
 from planner.search.node_programme import Assigned, Room, solved, state_pairs, state_visits
 from planner.search.packing import Packing, busiest, improved, largest_first
 from planner.search.pins import FREE, Pins, no_pins
@@ -88,7 +89,9 @@ def least_crossing(layer: Layer, balanced: Packing, cap: float, time_limit_s: fl
     pairs = Pairs(layer.cost.share)
     assigned = solved(state_pairs(pairs.share, layer.rows, room), time_limit_s)
     greedy = greedy_copies(layer, room)
-    starts = [balanced.experts, *_packed(layer, greedy, cap)]
+    starts = [balanced.experts]
+    for copies in (greedy, greedy_copies(layer, room, capped=True)):
+        starts += _packed(layer, copies, cap)
     if assigned.copies is not None:
         starts += _packed(layer, assigned.copies, cap)
     bound = assigned.bound
@@ -97,7 +100,8 @@ def least_crossing(layer: Layer, balanced: Packing, cap: float, time_limit_s: fl
         bound = _visits_bound(layer, layer.cost, room, (assigned, exact))
         if exact is not None and exact.copies is not None:
             starts += _packed(layer, exact.copies, cap)
-        for copies in _by_node(layer, starts, room):
+        nearest = sorted(starts, key=lambda s: _measure(layer, s))[:POLISHED]
+        for copies in _by_node(layer, nearest, room):
             starts += _packed(layer, copies, cap)
     best, value = balanced.experts, _measure(layer, balanced.experts)
     kept = [s for s in starts if busiest(s, layer.rows, layer.speeds) <= cap * EASE]
@@ -278,32 +282,52 @@ def _local(layer: Layer, node: int, here: Ints) -> Pins:
     )
 
 
-def greedy_copies(layer: Layer, room: Room) -> Ints:
+def greedy_copies(layer: Layer, room: Room, *, capped: bool = False) -> Ints:
     """Copies largest first, each onto the node with a free slot where it saves most traffic.
+
+    Args:
+        layer: what is given.
+        room: what nodes can hold.
+        capped: as many copies of each expert as balance best, and no node beyond its load while
+            another has room; else load is not looked at.
 
     Returns:
         Copies of each expert on each node, [experts, nodes].
     """
     rows = layer.rows.mean(axis=0)
-    spare = int(room.slots.sum()) - len(rows)
-    order = np.argsort(-rows, kind="stable").tolist()
-    copies = np.zeros((len(rows), len(room.slots)), dtype=np.int64)
-    pinned = np.argwhere(room.least).tolist()
-    for expert, node in pinned:
-        copies[expert, node] = room.least[expert, node]
-    left = [e for e in order if not copies[e].any()]
-    spare -= int(np.maximum(copies.sum(axis=1) - 1, 0).sum())
-    for expert in [*left, *(order[i % len(order)] for i in range(spare))]:
-        free = copies.sum(axis=0) < room.slots
-        if not (free & (copies[expert] < room.devices)).any():
-            # Its copies fill every node with a free slot: the slot goes to one that may come.
-            node = int(free.argmax())
-            expert = next(e for e in order if copies[e, node] < room.devices[node])  # noqa: PLW2901
-        free &= copies[expert] < room.devices
-        gain = _gains(layer.cost, copies.T > 0, expert)
-        gain = np.where(copies[expert] > 0, gain - 1e3, gain)
-        copies[expert, int(np.where(free, gain, -np.inf).argmax())] += 1
+    slots, order = int(room.slots.sum()), np.argsort(-rows, kind="stable").tolist()
+    copies = room.least.copy()
+    if capped:
+        wanted = replicate(rows, slots, int(room.devices.sum()), np.maximum(copies.sum(axis=1), 1))
+    else:
+        wanted = np.maximum(copies.sum(axis=1), 1)
+        spare = slots - int(wanted.sum())
+        wanted += spare // len(rows)
+        wanted[order[: spare % len(rows)]] += 1
+    each = rows / wanted if capped else np.zeros(len(rows))
+    missing = np.repeat(np.arange(len(rows)), wanted - copies.sum(axis=1))
+    for expert in missing[np.argsort(-(rows / wanted)[missing], kind="stable")].tolist():
+        _give(layer, room, copies, (expert, order, each))
     return copies
+
+
+def _give(layer: Layer, room: Room, copies: Ints, item: tuple[int, list[int], Array]) -> None:
+    """One more copy of an expert onto the node where it saves most."""
+    expert, order, each = item
+    free = copies.sum(axis=0) < room.slots
+    if not (free & (copies[expert] < room.devices)).any():
+        # Its copies fill every node with a free slot: the slot goes to one that may come.
+        node = int(free.argmax())
+        expert = next(e for e in order if copies[e, node] < room.devices[node])
+    free &= copies[expert] < room.devices
+    after = (each @ copies + each[expert]) / room.cap
+    if (free & (after <= 1)).any():
+        free &= after <= 1
+    else:
+        free &= after <= after[free].min()
+    gain = _gains(layer.cost, copies.T > 0, expert)
+    gain = np.where(copies[expert] > 0, gain - 1e3, gain)
+    copies[expert, int(np.where(free, gain, -np.inf).argmax())] += 1
 
 
 def _gains(cost: Cost, there: NDArray[np.bool_], expert: int) -> Array:

@@ -23,7 +23,7 @@ SMALL = 48
 """Slots times devices up to which the programme is tried."""
 NODES = 3000
 """Of the branching tree; most small layers end with a proof before."""
-TIME_LIMIT_S = 20.0
+TIME_LIMIT_S = 120.0
 """Never reached on small layers; the nodes end first, so that answers do not depend on speed."""
 Share = dict[tuple[int, int], tuple[Expression, list[Expression]]]
 

@@ -22,7 +22,7 @@ Array = NDArray[np.float64]
 Ints = NDArray[np.int64]
 WORTH_RATIO = 1e-3
 """A small layer farther from its bound is solved as one programme."""
-PROGRAMME_S = 20.0
+PROGRAMME_S = 120.0
 """Most that one programme may take; its nodes end long before."""
 SLACKS = (0.0, 0.02, 0.1, 0.3, 1.0)
 """Limits on the busiest device, over the best found, between which a weighted sum is searched."""

@@ -74,7 +74,7 @@ class PlacementQuestion(Document):
     """Layers x tokens x top_k: experts of each token. A token then crosses to a node once."""
     token_nodes: tuple[Whole, ...] | None = None
     """Node where each token is; none: on any node equally."""
-    time_limit_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 300.0
+    time_limit_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 600.0
     """Beyond it the best found so far is the answer, and says so."""
 
     @model_validator(mode="after")

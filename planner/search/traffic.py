@@ -83,9 +83,11 @@ class Visits:
             return float((self._reached(held.T) * self.away).sum())
         total = 0.0
         for node in range(len(held)):
-            reached = self._reached(_served(held, node))
-            reached[:, node] = False
-            total += float(self.weight[:, node] @ reached.sum(axis=1))
+            here = self.weight[:, node] > 0
+            served = _served(held, node)
+            served[:, node] = False
+            reached = self.member[here].astype(np.float32) @ served.astype(np.float32) > 0
+            total += float(self.weight[here, node] @ reached.sum(axis=1))
         return total
 
     def _reached(self, where: Array | Mask) -> Mask:
