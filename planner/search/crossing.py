@@ -100,8 +100,8 @@ def least_crossing(layer: Layer, balanced: Packing, cap: float, time_limit_s: fl
         bound = _visits_bound(layer, layer.cost, room, (assigned, exact))
         if exact is not None and exact.copies is not None:
             starts += _packed(layer, exact.copies, cap)
-        nearest = sorted(starts, key=lambda s: _measure(layer, s))[:POLISHED]
-        for copies in _by_node(layer, nearest, room):
+        nearest = sorted(starts, key=lambda s: _measure(layer, s))
+        for copies in _by_node(layer, nearest[: POLISHED if layer.cost.copied else None], room):
             starts += _packed(layer, copies, cap)
     best, value = balanced.experts, _measure(layer, balanced.experts)
     kept = [s for s in starts if busiest(s, layer.rows, layer.speeds) <= cap * EASE]
