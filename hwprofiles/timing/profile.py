@@ -22,6 +22,8 @@ STEP = 0.006
 BACKENDS = ("trtllm", "sglang", "vllm")
 SHARED = "nccl"
 """Tables that hold for every engine."""
+HCCL = "hccl"
+"""Ascend's collectives, likewise; asked for by that library's name."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,7 @@ def find(device: str, backend: str | None, kernel: str, keys: tuple[tuple[str, s
     """The nearest table: exact, another engine, another format, a relative of the device."""
     wanted = dict(keys)
     engine = backend or BACKENDS[0]
-    order = (engine, SHARED, *(b for b in BACKENDS if b != engine))
+    order = (engine, SHARED, HCCL, *(b for b in BACKENDS if b != engine))
     names = (device, *relatives().get(device, ()))
     for formats in (0, 1):
         for i, name in enumerate(names):
@@ -172,7 +174,7 @@ def _in_device(
             number = None if profile is None else _match(profile, kernel, choice)
             if profile is None or number is None:
                 continue
-            other = backend not in (order[0], SHARED)
+            other = backend not in (order[0], SHARED, HCCL)
             widen = OTHER_ENGINE * other + OTHER_FORMAT * formats
             because = ((f"kernels of {backend}",) if other else ()) + (
                 (f"format {choice.get('dtype')}",) if formats else ()
