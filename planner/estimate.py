@@ -281,7 +281,7 @@ def _estimated(
         offload=away,
         breakdown=parts_of,
         assumptions=(*_assumptions(point, question, memory, waiting),
-                     *offload_notes(away, question), *layout_notes(question)),
+                     *offload_notes(away, question), *layout_notes(point, question)),
     )  # fmt: skip
 
 

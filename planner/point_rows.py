@@ -115,10 +115,16 @@ def formats_of_point(point: Point, model: MoeModel, device: Device) -> Formats:
     return replace(plain, exchange=point.experts.exchange, layout=point.experts)
 
 
-def layout_notes(question: Question) -> list[str]:
-    """What an answer says of overlap that was asked for."""
+def layout_notes(point: Point, question: Question) -> list[str]:
+    """What an answer says of expert copies that it added and of overlap that was asked for."""
     asked, way = question.formats.layout.overlap, overlap_of(question)
-    notes = []
+    notes, layout = [], point.layout(point.decode or point)
+    added = _copies(layout, question)
+    if added and question.formats.layout.redundant_experts is None:
+        notes.append(
+            f"expert copies: {added} in each layer, so that moe_ep {layout.moe_ep} ranks hold "
+            "equally many; redundant_experts says otherwise"
+        )
     if asked not in ("engine", way) and question.formats.exchange != "fused":
         notes.append(f"overlap {asked}: {question.engine.name} was fitted on runs that have it")
     if way == "micro_batch" and not question.engine.two_batch_overlap:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import polars as pl
 
 from hwprofiles.cluster import Cluster
+from hwprofiles.errors import MoesaicError
 from planner.engines import Engine, load_engine
 from planner.moe_model import MoeModel
 from planner.offload import Offload
@@ -31,6 +32,7 @@ from planner.work.memory import add_memory
 from planner.work.resident import keep_experts
 from planner.work.rows import Formats, routed_ranks
 from planner.work.sheet import build_sheet, formats_of
+from planner.work.volumes import HIDES_BEHIND
 
 USUAL = TopKPolicy()
 """The model's own router."""
@@ -159,12 +161,24 @@ def overlap_of(question: Question) -> str:
 
     A fitted engine layer was fitted on what its engine does, shared experts beside the exchange
     among it; there that is not taken off once more.
+
+    Raises:
+        MoesaicError: `invalid` for an exchange that cannot run beside what was asked.
     """
     asked: str = question.formats.layout.overlap
-    if question.formats.exchange == "fused":
+    exchange = question.formats.exchange
+    able = HIDES_BEHIND[exchange]
+    if able == ("experts",):
         return "experts"
     if asked == "engine":
-        asked = "shared" if question.engine.shared_expert_overlap else "none"
+        does = question.engine.shared_expert_overlap and "shared" in able
+        asked = "shared" if does else "none"
+    if asked not in ("none", *able):
+        raise MoesaicError(
+            "invalid",
+            f"exchange {exchange} does not run beside {asked}; it runs beside "
+            f"{' or '.join(able) or 'nothing'}", "/experts/overlap",
+        )  # fmt: skip
     if asked == "shared" and question.engine.shared_expert_overlap and layer_of(question):
         return "none"
     return asked

@@ -128,16 +128,20 @@ ALGORITHMS: dict[str, Callable[[Exchange], Crossing]] = {
 }
 """Every algorithm by name; a new one is one function here."""
 
+
 HIDES_BEHIND: dict[str, tuple[str, ...]] = {
-    "flat_pairwise": (),
+    "library": ("shared", "micro_batch"),
+    "flat_pairwise": ("shared", "micro_batch"),
     "hierarchical": ("shared", "micro_batch"),
     "node_deduplicated": ("shared", "micro_batch"),
     "low_latency": ("shared", "micro_batch"),
-    "gather_scatter": ("shared",),
-    "fused": ("experts", "shared"),
+    "gather_scatter": (),
+    "group_gather": (),
+    "fused": ("experts",),
 }
-"""Stages an exchange may run beside: shared experts, another micro-batch (DeepSeek-V3, section
-3.4), the grouped product itself (MC2). Nothing is hidden unless the engine does so."""
+"""What an exchange may run beside: shared experts (Megatron-Core's moe_shared_expert_overlap, for
+its all-to-all dispatcher alone), another micro-batch (DeepSeek-V3, section 3.4), the grouped
+product itself (MC2). Nothing is hidden unless the engine does so or it is asked for."""
 
 
 def crossing_of(algorithm: str, of: Exchange) -> Crossing:

@@ -278,6 +278,8 @@ def test_a_plan_may_choose_split_sums_and_overlap():
         ({"experts": {"apart": True, "overlap": "shared"}}, "take turns already"),
         ({"experts": {"shared_ranks": 1, "shared_tp": 8}}, "give no shared_tp"),
         ({"experts": {"exchange": "pigeon"}}, "group_gather"),
+        ({"experts": {"exchange": "group_gather", "overlap": "micro_batch"}},
+         "group_gather does not run beside micro_batch; it runs beside nothing"),
         ({"experts": {"micro_batches": 0}}, "micro_batches"),
         ({"experts": {"redundant_experts": -1}}, "redundant_experts"),
         ({"model": "mixtral-8x7b", "experts": {"shared_tp": 8}}, "has no shared experts"),
@@ -289,6 +291,14 @@ def test_layouts_that_cannot_be_are_refused(changes, says):
     (answer,) = estimate_many([{**PANGU, **changes}])
     assert answer.error is not None
     assert says in answer.error.message
+
+
+def test_copies_that_were_not_asked_for_are_told():
+    line = {"model": "mixtral-8x7b", "device": "h100-sxm", "isl": 100, "osl": 10, "concurrency": 3,
+            "dp": 3, "moe_ep": 3}  # fmt: skip
+    assert any("expert copies: 1 in each layer" in text for text in estimate_one(line).assumptions)
+    (refused,) = estimate_many([{**line, "experts": {"redundant_experts": 0}}])
+    assert "moe_ep 3 does not divide 8 experts" in refused.error.message
 
 
 def test_a_cut_of_shared_experts_gathers_tokens_unless_every_rank_has_them():
