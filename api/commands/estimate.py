@@ -27,6 +27,7 @@ def command(
     Examples:
         moesaic estimate tests/scenarios/points/qwen3-30b-h100.yaml -o json
         moesaic estimate tests/scenarios/points/smallthinker-8gib.yaml
+        moesaic estimate tests/scenarios/points/pangu-h2p.yaml
         moesaic estimate POINT.yaml --set "lengths={file: trace.jsonl}"
         moesaic estimate --batch points.jsonl --out answers.jsonl
     """
