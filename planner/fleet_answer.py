@@ -132,6 +132,8 @@ def _short(columns: pl.DataFrame, case: Case) -> MoesaicError:
 
 def _binding(fleet: Fleet, table: pl.DataFrame, choice: FleetChoice) -> tuple[FleetLimit, ...]:
     """Shared limits by their price in the relaxed programme, limits of classes solved again."""
+    if fleet.objective == "served" and choice.worst_ratio >= 1 - SHORT:
+        return ()
     shared = []
     values = {f"machine_{n}": float(m.cluster.device_count) for n, m in enumerate(fleet.machines)}
     names = {f"machine_{n}": f"machine {m.cluster.name}" for n, m in enumerate(fleet.machines)}
@@ -143,6 +145,7 @@ def _binding(fleet: Fleet, table: pl.DataFrame, choice: FleetChoice) -> tuple[Fl
         price = choice.relaxed.shadow_prices.get(key, 0.0)
         if abs(price) * value > SHORT * abs(choice.relaxed.objective):
             more = choice.solution.objective + price * value * 0.01
+            more = min(more, 1.0) if fleet.objective == "served" else more
             shared.append(FleetLimit(limit=names[key], value=value, one_percent_more=more))
     return (*shared, *_own_binding(fleet, table, choice))
 
@@ -151,8 +154,6 @@ def _own_binding(fleet: Fleet, table: pl.DataFrame, choice: FleetChoice) -> list
     """Limits of single classes whose loosening by 1 % changes the answer."""
     found = []
     best, sign = choice.solution.objective, 1 if fleet.objective == "served" else -1
-    if fleet.objective == "served" and best >= 1 - SHORT:
-        return []
     for number, one in enumerate(fleet.classes):
         for limit in OWN_LIMITS:
             value = getattr(one.limits, limit)

@@ -105,12 +105,13 @@ def choose_fleet(columns: pl.DataFrame, case: Case) -> FleetChoice | None:
     """
     _known(columns, case)
     rows = list(columns.iter_rows(named=True))
-    whole = StatedFleet(rows, case)
+    # Uncapped, since a relaxed programme that serves all of it with room prices no column.
+    whole = StatedFleet(rows, case, capped=False)
     relaxed = whole.programme.relax()
     if relaxed.infeasible:
         return None
     kept, least_left = _least_reduced(rows, whole, relaxed)
-    stated = whole if len(kept) == len(rows) else StatedFleet(kept, case)
+    stated = StatedFleet(kept, case)
     limit_s = case.limits.search_s
     solution = stated.programme.solve(time_limit_s=limit_s, gap_ratio=GAP_RATIO)
     if not solution.values:
@@ -172,6 +173,7 @@ def _against_all(solution: Solution, relaxed: Relaxed, least_left: float, case: 
         return solution
     sign = 1.0 if case.objective == "served" else -1.0
     bound = sign * max(sign * solution.bound, sign * relaxed.objective)
+    bound = min(bound, 1.0) if case.objective == "served" else bound
     gap = abs(bound - solution.objective) / max(abs(solution.objective), 1e-12)
     status = solution.status if gap <= GAP_RATIO else "feasible"
     return replace(solution, bound=bound, gap_ratio=gap, status=status)
@@ -180,15 +182,20 @@ def _against_all(solution: Solution, relaxed: Relaxed, least_left: float, case: 
 class StatedFleet:
     """The programme of the module's docstring, with the variables that an answer is read from."""
 
-    def __init__(self, rows: list[Row], case: Case, held: float | None = None) -> None:
+    def __init__(
+        self, rows: list[Row], case: Case, held: float | None = None, *, capped: bool = True
+    ) -> None:
         """State it.
 
         Args:
             rows: columns of the programme.
             case: demands and limits.
             held: worst served share that is already sure; then the sum of shares is maximised.
+            capped: serve no class more than its demand; where a worst share is maximised, the
+                programme without this is a relaxation.
         """
         self._case, self._rows = case, rows
+        self._capped = capped or case.objective != "served"
         self.programme = Programme("fleet", maximise=case.objective == "served")
         self.workers: dict[int, Expression] = {}
         self._uses: dict[int, Expression] = {}
@@ -196,7 +203,7 @@ class StatedFleet:
             self._add(row)
         self._share()
         least = 1.0 if case.objective != "served" else held or 0.0
-        self.worst = self.programme.number("worst", least, 1.0)
+        self.worst = self.programme.number("worst", least, 1.0 if self._capped else None)
         self.served = [self._serve(number) for number in range(len(case.demands))]
         self.programme.objective(self._aim(held))
 
@@ -237,14 +244,15 @@ class StatedFleet:
     def _serve(self, number: int) -> Expression:
         case, programme = self._case, self.programme
         demand = case.demands[number]
-        served = programme.number(f"served_{number}", 0, demand)
+        most = demand if self._capped else None
+        served = programme.number(f"served_{number}", 0, most)
         shared = programme.total([(served, 1), (self.worst, -demand)])
         programme.require(f"worst_{number}", shared >= 0)
         roles = {
             role: [r for r in self._rows if r["class"] == number and r["role"] == role]
             for role in ("agg", "prefill", "decode")
         }
-        paired = programme.number(f"paired_{number}", 0, demand)
+        paired = programme.number(f"paired_{number}", 0, most)
         self._carried(f"served_by_{number}", [(served, 1), (paired, -1)], roles["agg"])
         for role in ("prefill", "decode"):
             self._carried(f"{role}_by_{number}", [(paired, 1)], roles[role])

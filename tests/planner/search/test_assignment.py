@@ -297,3 +297,13 @@ def test_the_latency_programme_reads_as_reviewed(tmp_path):
     written = tmp_path / "latency.lp"
     programme.write_lp(written)
     assert written.read_text() == GOLDEN.with_name("latency.lp").read_text()
+
+
+def test_a_process_of_its_own_gives_the_same_answer():
+    rows = [("agg", 4, 10, 5.0), ("prefill", 2, 1, 9.0), ("decode", 4, 20, 6.0)]
+    table, asked = table_of(rows), question()
+    programme, _ = state_programme(table, dict.fromkeys(table["row"], 1.0), asked)
+    here = programme.solve()
+    apart = programme.solve_apart(time_limit_s=60, memory_limit_bytes=8 * 2.0**30)
+    assert (apart.status, apart.values) == (here.status, pytest.approx(here.values))
+    assert apart.objective == pytest.approx(here.objective)
