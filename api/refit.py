@@ -9,7 +9,7 @@ from typing import Any
 from api.output import Output
 from hwprofiles.errors import MoesaicError, unknown_name
 
-SOURCES = ("aiconfigurator", "infersim", "simllm")
+SOURCES = ("aiconfigurator", "infersim", "simllm", "serving")
 """What `moesaic calibrate --from` can read."""
 
 
@@ -30,6 +30,9 @@ def refit(
     """
     if source not in SOURCES:
         raise unknown_name("source of measurements", source, SOURCES)
+    if source == "serving":
+        refit_serving(tables, folder, output)
+        return
     systems, fit = _reader(source, tables)
     if system is None:
         raise MoesaicError(
@@ -48,6 +51,42 @@ CHECKOUTS = {
     "simllm": "the folder of collectives.csv, made from github openfabric-systems/simllm",
 }
 """Sources that are no package: what --tables has to name."""
+
+
+def refit_serving(tables: Path | None, folder: Path, output: Output) -> None:
+    """Fit the engine layer on tables of serving figures and write it as `serving.yaml`.
+
+    Raises:
+        MoesaicError: `invalid` without tables.
+    """
+    from planner.validation.evidence import read_evidence
+    from planner.validation.fit_file import write_fit
+    from planner.validation.fitting import fit_engine_layer
+
+    paths = sorted(tables.glob("serving*.csv")) if tables is not None else []
+    if not paths:
+        raise MoesaicError(
+            "invalid", "--from serving needs --tables: a folder of serving*.csv, the columns as in "
+            "planner/validation/published/serving.csv", "/tables",
+        )  # fmt: skip
+    output.note(f"fitting the engine layer on {', '.join(path.name for path in paths)}")
+    fit = fit_engine_layer(read_evidence(paths))
+    folder.mkdir(parents=True, exist_ok=True)
+    write_fit(fit, folder / "serving.yaml")
+    card = fit.model_dump(mode="json", exclude={"tpot": {"terms"}, "ttft": {"terms"}})
+    output.show(card, lambda: _fit_text(card))
+
+
+def _fit_text(card: dict[str, Any]) -> str:
+    lines = [f"engine layer fitted {card['date']} on {card['rule']}", ""]
+    lines += [
+        f"{name}_s: {card[name]['rows_count']} rows, median error "
+        f"{card[name]['held_out_median_ratio']:.1%} on {card[name]['held_out_count']} held out"
+        for name in ("tpot", "ttft")
+    ]
+    return "\n".join([*lines, *(f"{k}: {v:.1%}" for k, v in card["left_out_ratio"].items())])
+
+
 Fit = Callable[[str, Path], list[dict[str, Any]]]
 
 

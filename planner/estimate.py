@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 import polars as pl
@@ -15,30 +16,27 @@ from hwprofiles.files import dump
 from hwprofiles.library import cluster_for, resolve_cluster
 from planner.candidates import POINT, number
 from planner.engines import load_engine
+from planner.line_answers import Row, Shares, written
 from planner.model_library import resolve_model
 from planner.moe_model import MoeModel
-from planner.point import ErrorText, Estimated, MemorySummary, Point
-from planner.point_offload import offload_notes, offload_summary
-from planner.point_rates import energy_of, pool_rates, requests_per_s, side_by_side
+from planner.point import ErrorText, Estimated, Point
 from planner.point_rows import (
     callers_of,
     check_point,
+    decode_ranks,
     devices_of,
     formats_of_point,
-    layout_notes,
     point_rows,
 )
 from planner.pricing import Priced, Question, price
-from planner.quantities import Estimate, Source, StageShare
-from planner.timing.serving import KEY, SIDES, beside, pool_ttft, serving_table
+from planner.quantities import Source
+from planner.timing.serving import KEY, beside, pool_ttft, serving_table
 from planner.timing.step import stage_shares, weakest_source
 from planner.training import TrainingPoint, estimate_training, is_training
-from planner.work.memory import MEMORY
 
-Row = dict[str, Any]
-Shares = dict[int, tuple[StageShare, ...]]
 Resolve = Callable[[Any], MoeModel]
-WEIGHTS = MEMORY[:6]
+SETTLING = 4
+"""How often lines whose callers can't all run are priced again with those that can."""
 ROUNDS = 40
 """Iterations that find the concurrency of a given request rate; each halves what is left of it."""
 
@@ -124,9 +122,10 @@ class Group:
         model = model_of(first.model)
         named, most = first.cluster, max(devices_of(point) for point in points)
         found = cluster_for(str(first.device), most) if named is None else resolve_cluster(named)
+        engine = load_engine(first.backend, first.backend_version)
         question = Question(
-            model, found, load_engine(first.backend, first.backend_version), first.routing,
-            formats_of_point(first, model, found.device), first.policy,
+            model, found, engine, first.routing,
+            formats_of_point(first, model, found.device, engine.narrow_cache.needs), first.policy,
             first.offload, first.prefix_bytes_per_s,
         )  # fmt: skip
         for point in points:
@@ -139,9 +138,11 @@ class Group:
         asked = [i for i, p in enumerate(self.points) if p.request_rate is not None]
         if asked:
             held |= self._concurrency_of_rate(asked)
-        priced = price(self.passes(held), self.question)
-        running = self._running(priced, held)
-        if running != held:
+        running, priced = held, price(self.passes(held), self.question)
+        for _ in range(SETTLING):
+            before, running = running, self.running(priced, held)
+            if running == before:
+                break
             priced = price(self.passes(running), self.question)
         table, source = self._table(priced), weakest_source(priced.timed)
         decoding = [row["decode_point"] for row in table.values()]
@@ -152,31 +153,48 @@ class Group:
             for i in range(len(self.points))
         ]
 
-    def _running(self, priced: Priced, held: dict[int, float]) -> dict[int, float]:
-        """Sequences that run at once: the asked ones, or what cache memory and scheduler hold.
+    def running(self, priced: Priced, held: dict[int, float]) -> dict[int, float]:
+        """Sequences that run at once: the asked ones, or fewer where something holds them up.
 
-        A running sequence has on average half of its answer cached. Where not even the weights fit,
-        the asked load stands and `fits` says no.
+        Cache memory and the scheduler: a running sequence has on average half of its answer cached;
+        where not even the weights fit, the asked load stands and `fits` says no. A pool of
+        prefills: no more decode than it feeds (Little's law).
         """
         engine, limit = self.question.engine, self.question.limit_bytes
-        running = dict(held)
+        running, feeding = dict(held), self._feeding(priced.passes)
         for row in priced.passes.filter(phase="decode").iter_rows(named=True):
+            now = row["batch"]
             grown = row["past_tokens"] / row["context_tokens"]
-            each = row["kv_bytes"] * grown / row["batch"]
+            each = row["kv_bytes"] * grown / now
             left = limit - (row["total_bytes"] - row["kv_bytes"])
-            if left <= each or row["batch"] <= 1:
-                continue
             most = min(left // max(each, 1.0), float(engine.scheduler.sequences.value))
-            if most < row["batch"]:
-                running[row["line"]] = held[row["line"]] * max(most, 1.0) / row["batch"]
+            most = most if left > each else inf
+            point = self.points[row["line"]]
+            ranks = decode_ranks(point)
+            if row["line"] in feeding:
+                tpot = row["typical_s"] / row["step_tokens"]
+                most = min(most, feeding[row["line"]] * row["osl"] * tpot / ranks)
+            asked = held[row["line"]] / ranks
+            if asked > max(most, 1.0):
+                running[row["line"]] = ranks * max(most, 1.0)
         return running
+
+    def _feeding(self, passes: pl.DataFrame) -> dict[int, float]:
+        """Prompts a second that the prefill pool of a disaggregated line makes."""
+        rates = {}
+        for row in passes.filter(phase="prefill").iter_rows(named=True):
+            pool = self.points[row["line"]].prefill
+            if pool is not None and self.points[row["line"]].concurrency is not None:
+                ready = row["batch"] * row["dp"] * row["pp"] * pool.workers
+                rates[row["line"]] = ready / row["typical_s"]
+        return rates
 
     def passes(self, held: dict[int, float]) -> pl.DataFrame:
         """The prefill and decode pass of each line with its sequences in flight."""
         rows = [row for i, point in enumerate(self.points) if i in held
                 for row in point_rows(i, point, held[i], self.question)]  # fmt: skip
         schema = {name: kind for name, kind in POINT.items() if name != "point"}
-        schema |= {"line": pl.Int64, "prompt_tokens": pl.Float64}
+        schema |= {"line": pl.Int64, "prompt_tokens": pl.Float64, "open_loop": pl.Float64}
         return number(pl.DataFrame(rows, schema=schema))
 
     def _table(self, priced: Priced) -> dict[tuple[int, str], Row]:
@@ -209,21 +227,31 @@ class Group:
         """Little's law solved by bisection: the fewest users in flight that reach the rate.
 
         Raises:
-            MoesaicError: `infeasible` when no concurrency reaches it.
+            MoesaicError: `infeasible` where what the worker holds doesn't reach it, even at the
+                interval's fast side.
         """
-        low = dict.fromkeys(asked, 0.0)
-        high = dict.fromkeys(asked, 65_536.0)
-        for step in range(ROUNDS):
-            tried = high if step == 0 else {i: (low[i] + high[i]) / 2 for i in asked}
+        low, high = dict.fromkeys(asked, 0.0), dict.fromkeys(asked, 65_536.0)
+        for _ in range(SETTLING):
+            seats = self.running(price(self.passes(high), self.question), high)
+            if seats == high:
+                break
+            high = seats
+        table = self._table(price(self.passes(high), self.question))
+        for i in asked:
+            wanted, row = self.points[i].request_rate or 0, table[i, "agg"]
+            if row["request_rate_high"] < wanted:
+                raise MoesaicError(
+                    "infeasible",
+                    f"request_rate {wanted} is above what the worker serves with all that it "
+                    f"holds, {row['request_rate_typical']:.3g} requests/s", "/request_rate",
+                )  # fmt: skip
+            if row["request_rate_typical"] < wanted:
+                low[i] = high[i]
+        for _ in range(ROUNDS):
+            tried = {i: (low[i] + high[i]) / 2 for i in asked}
             table = self._table(price(self.passes(tried), self.question))
             for i in asked:
                 reached = table[i, "agg"]["request_rate_typical"]
-                if step == 0 and reached < (self.points[i].request_rate or 0):
-                    raise MoesaicError(
-                        "infeasible",
-                        f"request_rate {self.points[i].request_rate} is above what the worker "
-                        f"serves at any concurrency, {reached:.3g} requests/s", "/request_rate",
-                    )  # fmt: skip
                 (high if reached >= (self.points[i].request_rate or 0) else low)[i] = tried[i]
         return high
 
@@ -243,73 +271,4 @@ class Group:
             assert point.decode is not None  # noqa: S101
             parts = [(point.prefill.workers, table[i, "prefill"]),
                      (point.decode.workers, table[i, "decode"])]  # fmt: skip
-        return _estimated(point, parts, priced, self.question, told)
-
-
-def _estimated(
-    point: Point, parts: list[tuple[int, Row]], priced: Priced, question: Question,
-    told: tuple[Source, float, Shares],
-) -> Estimated:  # fmt: skip
-    """Write one line's answer; `told`: certainty, requests that wait for a seat, stages by pass."""
-    source, waiting, shares = told
-    rows = {row["role"]: row for _, row in parts}
-    decode, prefill = (rows.get("agg") or rows[role] for role in ("decode", "prefill"))
-    devices = sum(workers * row["devices"] for workers, row in parts)
-    rate = requests_per_s(point, parts)
-
-    def per_device(tokens: float) -> Estimate:
-        return Estimate(**{s: rate[s] * tokens / devices for s in SIDES}, source=source)
-
-    output = per_device(point.osl)
-    memory, parts_of = _memory(priced, decode, question), shares[decode["decode_point"]]
-    away = offload_summary(priced, decode["decode_point"], parts_of, question)
-    ttft = side_by_side(prefill, "ttft_s", source)
-    if waiting > 0:
-        turns = {"low": rate["high"], "typical": rate["typical"], "high": rate["low"]}
-        ttft = Estimate(**{s: getattr(ttft, s) + waiting / turns[s] for s in SIDES}, source=source)
-    return Estimated(
-        id=point.id,
-        ttft_s=ttft,
-        tpot_s=side_by_side(decode, "tpot_s", source),
-        itl_s=side_by_side(decode, "tpot_s", source),
-        output_tokens_per_s_per_device=output,
-        total_tokens_per_s_per_device=per_device(point.osl + point.isl),
-        **pool_rates(point, rows, source),
-        energy_j_per_token=energy_of(question, output),
-        memory=memory,
-        fits=memory.total_bytes <= memory.capacity_bytes,
-        offload=away,
-        breakdown=parts_of,
-        assumptions=(*_assumptions(point, question, memory, waiting),
-                     *offload_notes(away, question), *layout_notes(point, question)),
-    )  # fmt: skip
-
-
-def _memory(priced: Priced, row: Row, question: Question) -> MemorySummary:
-    use = priced.passes.row(row["decode_point"], named=True)
-    return MemorySummary(
-        total_bytes=row["total_bytes"],
-        weights_bytes=sum(use[name] for name in WEIGHTS),
-        kv_bytes=use["kv_bytes"],
-        activation_bytes=use["activation_bytes"] + row["total_bytes"] - use["total_bytes"],
-        buffer_bytes=use["buffer_bytes"],
-        capacity_bytes=question.capacity_bytes,
-    )
-
-
-def _assumptions(
-    point: Point, question: Question, memory: MemorySummary, waiting: float
-) -> tuple[str, ...]:
-    texts = [*question.model.assumptions, *question.engine.assumptions]
-    if waiting > 0:
-        texts.append(
-            f"concurrency: {callers_of(point) - waiting:.0f} of {callers_of(point)} requests run "
-            "at once, more neither memory nor the scheduler holds; the others wait, and ttft says "
-            "so"
-        )
-    if point.cluster is None:
-        texts.append(f"cluster: {question.cluster.name} taken for device {point.device}")
-    if memory.total_bytes > memory.capacity_bytes:
-        over = (memory.total_bytes - memory.capacity_bytes) / 2**30
-        texts.append(f"memory: {over:.1f} GiB more than the device has; figures assume it fits")
-    return tuple(texts)
+        return written(point, parts, priced, self.question, told)

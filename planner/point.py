@@ -149,6 +149,8 @@ class Estimated(Document):
 
     id: str | int
     ttft_s: Estimate | None = None
+    """Mean over requests."""
+    ttft_median_s: Estimate | None = None
     tpot_s: Estimate | None = None
     itl_s: Estimate | None = None
     output_tokens_per_s_per_device: Estimate | None = None

@@ -27,6 +27,12 @@ def callers_of(point: Point) -> int:
     return pool.batch * pool.dp * pool.pp * pool.workers
 
 
+def decode_ranks(point: Point) -> int:
+    """Data-parallel ranks and stages over which sequences of a line spread."""
+    part = point.decode or point
+    return part.dp * part.pp * getattr(part, "workers", 1)
+
+
 def devices_of(point: Point) -> int:
     """Devices of all workers, those of experts apart among them."""
     pools = [point] if point.mode == "agg" else [point.prefill, point.decode]
@@ -78,6 +84,7 @@ def point_rows(line: int, point: Point, held: float, question: Question) -> list
     """The prefill and decode pass of one line as rows of `POINT`."""
     shared = {
         "line": line, "osl": float(point.osl),
+        "open_loop": float(point.request_rate is not None),
         "step_tokens": tokens_per_step(point.mtp_tokens, point.mtp_acceptance),
         "node_devices": float(question.cluster.devices_per_node),
     }  # fmt: skip
@@ -86,8 +93,7 @@ def point_rows(line: int, point: Point, held: float, question: Question) -> list
     if isinstance(second, PoolPoint) and point.concurrency is None:
         decode_batch = float(second.batch)
     else:
-        ranks = second.dp * second.pp * getattr(second, "workers", 1)
-        decode_batch = max(held / ranks, 1.0)
+        decode_batch = max(held / decode_ranks(point), 1.0)
     fresh, long = point.isl - point.cached_tokens, point.moments
     passes: list[tuple[Point | PoolPoint, Row]] = [
         (first, {"phase": "prefill", "batch": prefill_batch, "new_tokens": float(fresh),
@@ -109,9 +115,16 @@ def _layout_row(layout: Layout, experts: ExpertLayout) -> Row:
     return named | {"devices": float(_worker_devices(layout, experts))}
 
 
-def formats_of_point(point: Point, model: MoeModel, device: Device) -> Formats:
-    """Numeric formats and expert layout of a configuration on a device."""
-    plain = formats_on(model, point.precision, point.kv_dtype, device)
+def formats_of_point(point: Point, model: MoeModel, device: Device, cache_needs: str) -> Formats:
+    """Numeric formats and expert layout of a configuration on a device.
+
+    Args:
+        point: the configuration.
+        model: its model.
+        device: its device.
+        cache_needs: format that a device computes in where the engine keeps an 8-bit cache.
+    """
+    plain = formats_on(model, point.precision, point.kv_dtype, device, cache_needs)
     return replace(plain, exchange=point.experts.exchange, layout=point.experts)
 
 

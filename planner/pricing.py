@@ -15,7 +15,7 @@ from planner.routing import Routing, expert_shares
 from planner.routing.passes import LOAD, Passes, pass_load
 from planner.routing.policies import Policy, TopKPolicy
 from planner.scenario import Scenario
-from planner.timing.engine_layer import Layer, find_layer, fitted_passes
+from planner.timing.engine_layer import Layer, find_layer, fitted_passes, shape_of
 from planner.timing.offloaded import time_offloaded, with_prefix_fetch
 from planner.timing.overlap import (
     alternate_halves,
@@ -186,7 +186,10 @@ def overlap_of(question: Question) -> str:
 
 def layer_of(question: Question) -> Layer | None:
     """The fitted engine layer of a question, or none where nothing was measured."""
-    return find_layer(question.engine, question.cluster.device, question.formats.weights.routed)
+    return find_layer(
+        question.engine, question.cluster.device, shape_of(question.model),
+        question.formats.weights.routed,
+    )  # fmt: skip
 
 
 def add_load(points: pl.DataFrame, question: Question) -> pl.DataFrame:

@@ -17,6 +17,11 @@ class Estimate(Document):
     high: float  # unit: as typical
     source: Source
 
+    def times(self, factor: float) -> Estimate:
+        """Every side times a factor."""
+        sides = {side: getattr(self, side) * factor for side in ("low", "typical", "high")}
+        return Estimate(**sides, source=self.source)
+
 
 class StageShare(Document):
     """The part of one forward pass that one stage takes."""

@@ -65,7 +65,8 @@ RUNNERS = ("auto", "numpy", "torch-cuda", "torch-cpu", "torch-npu")
     "--from",
     "source",
     metavar="PACKAGE",
-    help="Fit from tables others measured instead: aiconfigurator, infersim, simllm.",
+    help="Fit from tables others measured instead: aiconfigurator, infersim, simllm; "
+    "serving fits the engine layer on tables of serving figures.",
 )
 @click.option(
     "--tables",
@@ -120,6 +121,7 @@ def command(folder: Path, form: str, *, quiet: bool, **choices: Any) -> None:  #
     moesaic calibrate --device auto --out calibration
     moesaic calibrate --out calibration --family gemm --family copy --quick
     moesaic calibrate --from aiconfigurator --system h200_sxm --out profiles
+    moesaic calibrate --from serving --tables measured --out fitted
     moesaic calibrate --device fpga --out fpga
     moesaic calibrate --import all_reduce.txt --device h100-sxm --out calibration
     moesaic calibrate --network --far "100 Mbit/s" --out network

@@ -53,7 +53,7 @@ def time_kernels(
     if rows.is_empty():
         return rows.with_columns(pl.lit(None, kind).alias(name) for name, kind in TIMED.items())
     parts = []
-    keyed = _keyed(rows)
+    keyed = _keyed(rows, cluster.devices_per_node)
     groups = keyed.group_by("kernel", "_dtype", "_kv_dtype", "_library", maintain_order=True)
     for (kernel, dtype, kv_dtype, library), part in groups:
         if kernel not in RULES:
@@ -68,13 +68,18 @@ def time_kernels(
     return rows.with_columns(timed.get_column(name) for name in TIMED)
 
 
-def _keyed(rows: pl.DataFrame) -> pl.DataFrame:
-    """Add absent columns as nulls, a row number, and the names that choose a table."""
+def _keyed(rows: pl.DataFrame, width: int) -> pl.DataFrame:
+    """Add absent columns as nulls, a row number, and the names that choose a table.
+
+    One-shot all-reduces write into peers' memory, which ranks of other nodes don't share
+    (vLLM and SGLang, custom_all_reduce: one node only): groups wider than a node use NCCL.
+    """
     known = rows.columns
     absent = [pl.lit(None, kind).alias(c) for c, kind in KERNEL_ROW.items() if c not in known]
     tokens = pl.col("tokens").cast(pl.Float64)
+    devices = pl.col("devices").cast(pl.Float64).fill_null(1)
     usual = (
-        pl.when(pl.col("kernel") == "all_reduce").then(pl.lit("custom"))
+        pl.when((pl.col("kernel") == "all_reduce") & (devices <= width)).then(pl.lit("custom"))
         .when(pl.col("kernel").is_in(COLLECTIVES)).then(pl.lit("nccl"))
         .when(pl.col("kernel").is_in(EXCHANGES) & (tokens <= LOW_LATENCY_TOKENS))
         .then(pl.lit("deepep_low_latency"))

@@ -62,6 +62,14 @@ class Exchange(Document):
     source: Annotated[str, Field(min_length=8)]
 
 
+class NarrowCache(Document):
+    """When deployments in 8 or 4 bits keep their cache in 8 bits."""
+
+    needs: Literal["fp8", "fp4"] = "fp8"
+    """The format that a device must compute in."""
+    source: Annotated[str, Field(min_length=8)] = "TensorRT-LLM documentation, Performance Overview"
+
+
 class Engine(Document):
     """One serving engine as planning needs it."""
 
@@ -79,6 +87,7 @@ class Engine(Document):
     scheduler: Scheduler
     exchange: Exchange
     attention_backend: str
+    narrow_cache: NarrowCache = NarrowCache()
     kv_block_tokens: Sourced[Tokens]
     memory_fraction: Sourced[Share]
     """Share of device memory that weights, cache and activations may take."""

@@ -10,15 +10,8 @@ import numpy as np
 import polars as pl
 
 from planner.candidates import LAYOUT
-from planner.timing.engine_layer import (
-    Array,
-    Layer,
-    Load,
-    Spread,
-    held_up_share,
-    tpot_parts,
-    ttft_parts,
-)
+from planner.timing.engine_layer import Layer, Spread
+from planner.timing.parts import Array, Load, held_up_share, tpot_parts, ttft_parts
 from planner.work.attention import PROMPT
 
 SIDES = ("low", "typical", "high")
@@ -34,8 +27,9 @@ SERVING: dict[str, type[pl.DataType]] = LAYOUT | {
     f"{name}_{side}": pl.Float64
     for name in ("ttft_s", "tpot_s", "request_rate")
     for side in SIDES
-}  # fmt: skip
-"""One candidate for one role. `request_rate` is requests per second of one worker."""
+} | {"ttft_median_ratio": pl.Float64}  # fmt: skip
+"""One candidate for one role. `request_rate` is requests per second of one worker;
+`ttft_median_ratio`: median over mean TTFT of the requests of the usual test."""
 
 
 def serving_table(
@@ -61,6 +55,8 @@ def serving_table(
     if "disagg" in modes:
         roles += [_prefill_pool(prefill), _decode_pool(decode)]
     columns = [*SERVING, *(c for c in pair_by if c not in SERVING)]
+    one = pl.lit(1.0).alias("ttft_median_ratio")
+    roles = [r if "ttft_median_ratio" in r.columns else r.with_columns(one) for r in roles]
     return pl.concat([role.select(*columns) for role in roles])
 
 
@@ -141,7 +137,7 @@ def unevenness(prefill: pl.DataFrame) -> pl.Expr:
 def _fitted(both: pl.DataFrame, layer: Layer) -> pl.DataFrame:
     """A worker that does both, parts of TPOT and TTFT weighed by the fitted engine layer."""
     tpot = tpot_parts(both).total(layer.fit.tpot.terms, layer.labels)
-    ttft = ttft_parts(load_of(both)).total(layer.fit.ttft.terms, layer.labels)
+    ttft, median = _ttft(both, layer)
     grown = pl.max_horizontal(
         pl.col("prefill_activation_bytes") - pl.col("activation_bytes"), pl.lit(0.0)
     )
@@ -152,8 +148,18 @@ def _fitted(both: pl.DataFrame, layer: Layer) -> pl.DataFrame:
         (pl.col("total_bytes") + grown).alias("total_bytes"),
         *_sides("tpot_s", tpot, layer.tpot),
         *_sides("ttft_s", ttft, layer.ttft),
+        pl.Series("ttft_median_ratio", median / ttft),
     )
     return _with_rates(timed)
+
+
+def _ttft(both: pl.DataFrame, layer: Layer) -> tuple[Array, Array]:
+    """Mean and median time to first token."""
+    load = load_of(both, layer.chunk_tokens)
+    mean, median = (
+        ttft_parts(load, of).total(layer.fit.ttft.terms, layer.labels) for of in (0.0, 1.0)
+    )
+    return mean, median
 
 
 def _sides(name: str, typical: Array, spread: Spread) -> list[pl.Series]:
@@ -164,24 +170,43 @@ def _sides(name: str, typical: Array, spread: Spread) -> list[pl.Series]:
     ]
 
 
-def load_of(both: pl.DataFrame) -> Load:
-    """What a prompt meets, from decode passes beside their prefill pass."""
+def _optional(both: pl.DataFrame, name: str) -> Array:
+    """A column, or zeros where the passes have none."""
+    if name not in both.columns:
+        return np.zeros(both.height)
+    values: Array = both[name].to_numpy()
+    return values
+
+
+def load_of(both: pl.DataFrame, chunk_tokens: float) -> Load:
+    """What a prompt meets, from decode passes beside their prefill pass (before the fitted layer).
+
+    Args:
+        both: what `paired` or `beside` gives.
+        chunk_tokens: new tokens that a pass takes beside decoding; infinite: none.
+    """
     get = {
         name: both[name].to_numpy()
-        for name in ("batch", "dp", "pp", "tp", "isl", "osl", "typical_s_prefill",
-                     "prefill_batch", "typical_s", "step_tokens", "prefill_launch_count")
+        for name in ("batch", "dp", "pp", "isl", "osl", "raw_s_prefill", "prefill_batch",
+                     "typical_s", "step_tokens", "prefill_launch_count")
     }  # fmt: skip
+    get["open_loop"] = _optional(both, "open_loop")
     pooled = "prefill_ranks" in both.columns
     per_rank, ranks = get["batch"] * get["pp"], get["dp"]
     callers = per_rank * ranks
     if pooled:
-        callers, ranks = both["callers"].to_numpy(), both["prefill_ranks"].to_numpy()
-        per_rank = callers / ranks
+        callers, ranks = both["callers"].to_numpy(), both["prefill_dp"].to_numpy()
+        per_rank = callers / both["prefill_ranks"].to_numpy()
+    prompt_s = get["raw_s_prefill"] / get["prefill_batch"]
+    step_s = get["typical_s"] / get["step_tokens"]
+    prompts_s = get["batch"] * prompt_s
     return Load(
-        callers=callers, per_rank=per_rank, isl=get["isl"], osl=get["osl"],
-        prompt_s=get["typical_s_prefill"] / get["prefill_batch"],
-        step_s=get["typical_s"] / get["step_tokens"], launches=get["prefill_launch_count"],
-        tp=get["tp"], ranks=ranks, pooled=np.full_like(per_rank, float(pooled)),
+        callers=callers, per_rank=per_rank, isl=get["isl"],
+        prompt_s=prompt_s, step_s=step_s, launches=get["prefill_launch_count"],
+        ranks=ranks, pooled=np.full_like(per_rank, float(pooled)),
+        rides=np.zeros_like(per_rank) if pooled else np.minimum(get["isl"] / chunk_tokens, 1.0),
+        busy=prompts_s / (prompts_s + get["osl"] * step_s),
+        open_loop=get["open_loop"],
         uneven=both["prompt_spread"].to_numpy(),
     )  # fmt: skip
 
@@ -210,9 +235,10 @@ def beside(prefill: pl.DataFrame, decode: pl.DataFrame, pools: pl.DataFrame) -> 
 
 def pool_ttft(both: pl.DataFrame, layer: Layer) -> dict[int, dict[str, float]]:
     """TTFT of disaggregated lines under their load, by line and side (`beside` makes `both`)."""
-    ttft = ttft_parts(load_of(both)).total(layer.fit.ttft.terms, layer.labels)
+    ttft, median = _ttft(both, layer)
+    ratio = pl.Series("ttft_median_ratio", median / ttft)
     sides = _sides("ttft_s", ttft, layer.ttft)
-    rows = pl.DataFrame([both["line"], *sides]).iter_rows(named=True)
+    rows = pl.DataFrame([both["line"], *sides, ratio]).iter_rows(named=True)
     return {row.pop("line"): row for row in rows}
 
 

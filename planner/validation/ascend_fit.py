@@ -24,16 +24,19 @@ from planner.timing.engine_layer import (
     Spread,
     Term,
     find_labels,
-    step_parts,
 )
+from planner.timing.parts import step_parts
 from planner.validation.evidence import Figure
-from planner.validation.fitting import HIGH, LOW, Block, Candidate, solve
+from planner.validation.fitting import HIGH, LOW, Block, terms_of
 from planner.validation.papers import paper_figures
+from planner.validation.terms import Candidate
 
 ENGINE = "mindie"
 GENERATION = "huawei-int8"
 """Machines that the numbers carry over to."""
 PRIORS = {"launch": 0.7, "host": 0.5, "exchange": 0.4, "attention": 0.3, "dense": 0.2, "all": 0.2}
+NOISE = 0.3
+"""Prior weight of one row."""
 LEAST_SPREAD = 0.1
 """Narrowest half of an interval: so few rows prove no better."""
 Array = NDArray[np.float64]
@@ -44,7 +47,7 @@ def fit_ascend() -> EngineFit:
     figures = [f for f in paper_figures().values() if f.tags["engine"] == ENGINE]
     dense = [f for f in figures if f.notes]
     decode = [_block(f) for f in dense if f.target.startswith("decode")]
-    terms = solve(decode, _candidates)
+    terms = terms_of(decode, _candidates(), NOISE)
     terms += (_prefill(terms, [_block(f) for f in dense if f.target.startswith("prefill")]),)
     errors = np.array([_log_error(terms, f) for f in figures if not f.notes])
     low, high = np.quantile(errors, [LOW, HIGH])
@@ -71,8 +74,7 @@ def write_fit(fit: EngineFit, folder: Path = FILE.parent) -> None:
     (folder / f"{ENGINE}.yaml").write_text(head + text)
 
 
-def _candidates(found: list[Block]) -> list[Candidate]:
-    del found
+def _candidates() -> list[Candidate]:
     return [(part, "1", ENGINE, deviation) for part, deviation in PRIORS.items()]
 
 
@@ -91,7 +93,7 @@ def _block(figure: Figure) -> Block:
     if not decode:
         parts.seconds.clear()
         parts.seconds["prefill"] = row["raw_s"].to_numpy()
-    return Block(parts, labels, np.array([seconds]), (figure,))
+    return Block(parts, labels, np.array([seconds]), np.ones(1), (figure,))
 
 
 def _prefill(terms: tuple[Term, ...], found: list[Block]) -> Term:

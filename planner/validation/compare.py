@@ -1,6 +1,6 @@
 """Estimates beside measured figures: errors, intervals, ranks and choices of layout.
 
-A published median TTFT is compared with the estimated mean times the fitted ratio of the two.
+A published median TTFT is compared with the estimated median.
 Errors are |estimated / measured - 1|; bias is the median of estimated / measured - 1.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,17 +19,19 @@ from planner.estimate import estimate_many
 from planner.model_library import resolve_model
 from planner.point import Estimated
 from planner.quantities import Estimate
-from planner.timing.engine_layer import median_over_mean
 from planner.validation.evidence import Figure
+from planner.validation.fitting import was_fitted_on
 
 COMPARED: dict[str, type[pl.DataType]] = {
     "id": pl.String, "target": pl.String, "source": pl.String, "engine": pl.String,
     "machine": pl.String, "model": pl.String, "mode": pl.String, "precision": pl.String,
     "setting": pl.String, "statistic": pl.String, "choice": pl.String, "layout": pl.String,
     "measured": pl.Float64, "typical": pl.Float64, "low": pl.Float64, "high": pl.Float64,
-    "error": pl.String,
+    "error": pl.String, "seen": pl.String, "question": pl.String, "asked": pl.String,
+    "callers": pl.Float64, "devices": pl.Float64,
 }  # fmt: skip
 LAYOUT = ("tp", "pp", "dp", "moe_tp", "moe_ep", "prefill", "decode")
+SEEN, UNSEEN = "fitted on", "not fitted on"
 SAME = ("backend_version", "isl", "osl", "concurrency", "request_rate", "mtp_tokens")
 
 
@@ -85,6 +87,11 @@ def _row(figure: Figure, answer: Estimated) -> dict[str, Any]:
         "typical": found and found.typical, "low": found and found.low,
         "high": found and found.high,
         "error": answer.error.message if answer.error else None,
+        "seen": SEEN if was_fitted_on(figure) else UNSEEN,
+        "question": "|".join([*(str(v) for k, v in figure.tags.items() if k != "source"),
+                              *(str(point.get(k)) for k in ("backend_version", "isl", "osl"))]),
+        "asked": _key(point), "callers": float(point.get("concurrency") or 0),
+        "devices": float(_size(point)),
     }  # fmt: skip
 
 
@@ -100,12 +107,8 @@ def _estimate(answer: Estimated, figure: Figure) -> Estimate | None:
         ttft, tpot, more = answer.ttft_s, answer.tpot_s, figure.point["osl"] - 1
         sides = {s: getattr(ttft, s) + more * getattr(tpot, s) for s in ("low", "typical", "high")}
         return Estimate(**sides, source=tpot.source)
-    found: Estimate | None = getattr(answer, figure.target)
-    if found is not None and figure.target == "ttft_s" and figure.statistic == "median":
-        callers = float(figure.point.get("concurrency") or 1)
-        share = median_over_mean(str(figure.point["backend"]), callers)
-        sides = {s: getattr(found, s) * share for s in ("low", "typical", "high")}
-        return Estimate(**sides, source=found.source)
+    of_median = figure.target == "ttft_s" and figure.statistic == "median"
+    found: Estimate | None = answer.ttft_median_s if of_median else getattr(answer, figure.target)
     return found
 
 
@@ -167,19 +170,36 @@ def as_data(scores: dict[str, dict[str, Score]]) -> dict[str, Any]:
     return {t: {k: asdict(s) for k, s in found.items()} for t, found in scores.items()}
 
 
-def missed(table: pl.DataFrame, gates: Iterable[dict[str, Any]]) -> list[str]:
-    """Sentences about the gates that a comparison does not keep."""
+def missed(found: Mapping[str, float | None], gates: Iterable[dict[str, Any]]) -> list[str]:
+    """Sentences about gates of single numbers (`value`) that are not kept."""
     told = []
     for gate in gates:
+        value = found.get(gate.get("value", ""))
+        if value is not None:
+            told += _outside(gate["value"], value, gate)
+    return told
+
+
+def missed_by(table: pl.DataFrame, gates: Iterable[dict[str, Any]]) -> list[str]:
+    """Sentences about gates of figures (`target` and `measure`) that a comparison doesn't keep."""
+    told = []
+    for gate in gates:
+        if "target" not in gate:
+            continue
         rows = table.filter(pl.col("target") == gate["target"])
         for column in ("mode", "setting"):
             if column in gate:
                 rows = rows.filter(pl.col(column) == gate[column])
         if rows.height:
-            value = getattr(score(rows), gate["measure"])
-            low, high = gate.get("at_least", -np.inf), gate.get("at_most", np.inf)
-            if value is None or not low <= value <= high:
-                bound = f"at most {high}" if "at_most" in gate else f"at least {low}"
-                shown = "nothing" if value is None else f"{value:.3f}"
-                told.append(f"{gate['target']} {gate['measure']} is {shown}; asked: {bound}")
+            name = f"{gate['target']} {gate['measure']}"
+            told += _outside(name, getattr(score(rows), gate["measure"]), gate)
     return told
+
+
+def _outside(name: str, value: float | None, gate: dict[str, Any]) -> list[str]:
+    low, high = gate.get("at_least", -np.inf), gate.get("at_most", np.inf)
+    if value is not None and low <= value <= high:
+        return []
+    asked = {"at_least": "at least", "at_most": "at most"}
+    bound = ", ".join(f"{say} {gate[key]}" for key, say in asked.items() if key in gate)
+    return [f"{name} is {'nothing' if value is None else format(value, '.3f')}; asked: {bound}"]

@@ -119,6 +119,8 @@ def read_figure(row: dict[str, str]) -> Figure:
         "source": source_family(row["id"]), "engine": engine, "machine": point["device"],
         "model": point["model"], "mode": point["mode"], "precision": point["precision"],
     }  # fmt: skip
+    if target == "ttft_s" and "prefix cache hits" in row["notes"]:
+        raise MoesaicError("invalid", "prompts hit a prefix cache; how much is not stated")
     value = convert(_number(row), total, point)
     statistic = "median" if row["metric"].startswith("median") else "mean"
     return Figure(
@@ -210,7 +212,7 @@ TARGETS: dict[str, tuple[str, Convert]] = {
     "ttft": ("ttft_s", _identity), "median_ttft": ("ttft_s", _identity),
     "mean_ttft": ("ttft_s", _identity),
     "tpot": ("tpot_s", _identity), "median_tpot": ("tpot_s", _identity),
-    "mean_tpot": ("tpot_s", _identity), "mean_itl": ("tpot_s", _identity),
+    "mean_tpot": ("tpot_s", _identity), "mean_itl": ("itl_s", _identity),
     "mean_e2e": ("request_s", _identity), "mean_request_latency": ("request_s", _identity),
     "batch_latency": ("request_s", _identity),
     "output_tput_per_gpu": ("output_tokens_per_s_per_device", _of_decode),

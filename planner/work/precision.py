@@ -31,9 +31,10 @@ DOT_PRODUCTS = {"q4_0": "q4_0_dot", "q8_0": "q8_0_dot"}
 
 
 def formats_on(
-    model: MoeModel, precision: str | None, kv_dtype: str | None, device: Device
-) -> Formats:
-    """Formats of a question on a device.
+    model: MoeModel, precision: str | None, kv_dtype: str | None, device: Device,
+    cache_needs: str = "fp8",
+) -> Formats:  # fmt: skip
+    """Formats of a question on a device, with an engine that keeps an 8-bit cache where it can.
 
     A checkpoint whose experts are already narrower than the asked precision keeps its own.
 
@@ -41,7 +42,7 @@ def formats_on(
         MoesaicError: `unknown_name` for a precision that is no format.
     """
     asked = _asked(model, precision)
-    formats = formats_of(model, asked, kv_dtype or _cache(precision, device))
+    formats = formats_of(model, asked, kv_dtype or _cache(precision, device, cache_needs))
     kinds = formats.weights.model_dump().items()
     kept = {name: kind and runnable(kind, device) for name, kind in kinds}
     return replace(formats, weights=formats.weights.model_validate(kept))
@@ -57,10 +58,11 @@ def _asked(model: MoeModel, precision: str | None) -> str | None:
     return None if own < 1 and own <= dtype(name).weight_bytes + 0.1 else name
 
 
-def _cache(precision: str | None, device: Device) -> str:
-    """Deployments in 8 or 4 bits keep an 8-bit cache (TensorRT-LLM, Performance Overview)."""
+def _cache(precision: str | None, device: Device, needs: str) -> str:
+    """Deployments in 8 or 4 bits keep an 8-bit cache where the device computes in `needs`."""
     narrow = precision is not None and ("8" in precision or "4" in precision)
-    return "fp8" if narrow and "fp8" in device.peak_flop_per_s else "bf16"
+    able = {"fp8", needs} <= set(device.peak_flop_per_s)
+    return "fp8" if narrow and able else "bf16"
 
 
 def runnable(name: str, device: Device) -> str:

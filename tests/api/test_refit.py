@@ -63,3 +63,20 @@ def test_wrong_questions_say_what_would_work(options, words, tmp_path, capsys):
         main(["calibrate", *options, "--out", str(tmp_path)])
     assert stopped.value.code == 2
     assert words in capsys.readouterr().err
+
+
+def test_the_engine_layer_needs_tables(tmp_path):
+    from api.refit import refit
+
+    with pytest.raises(MoesaicError, match="needs --tables"):
+        refit("serving", None, tmp_path, Output("json", None, quiet=True))
+
+
+def test_a_handful_of_figures_is_too_little_to_fit_on(tmp_path):
+    from api.refit import refit
+    from planner.validation.accuracy import shipped
+
+    lines = shipped()[0].read_text().splitlines()[:12]
+    (tmp_path / "serving.csv").write_text("\n".join(lines) + "\n")
+    with pytest.raises(MoesaicError, match="too few"):
+        refit("serving", None, tmp_path / "out", Output("json", None, quiet=True), tmp_path)

@@ -7,15 +7,9 @@ from hypothesis import strategies as st
 
 from hwprofiles.library import load_device
 from planner.engines import load_engine
-from planner.timing.engine_layer import (
-    Parts,
-    Term,
-    exponents,
-    find_layer,
-    held_up_share,
-    load_fit,
-    median_over_mean,
-)
+from planner.model_library import load_model
+from planner.timing.engine_layer import Term, find_layer, load_fit, shape_of
+from planner.timing.parts import Load, Parts, exponents, held_up_share, ttft_parts
 
 
 def test_the_shipped_fit_names_its_rows():
@@ -33,8 +27,29 @@ def test_the_shipped_fit_names_its_rows():
      ("llama-cpp", "b200-sxm", False)],
 )  # fmt: skip
 def test_only_fitted_engines_on_fitted_machines(engine, device, fitted):
-    found = find_layer(load_engine(engine), load_device(device), "fp8")
+    found = find_layer(load_engine(engine), load_device(device), "", "fp8")
     assert (found is not None) == fitted
+
+
+def test_what_was_not_fitted_has_the_intervals_of_what_was_left_out():
+    engine, known = load_engine("sglang", "0.5.9"), shape_of(load_model("deepseek-r1"))
+    fit = load_fit()
+    assert fit is not None
+    spreads = {
+        "known": find_layer(engine, load_device("gb200"), known, "fp8"),
+        "model": find_layer(engine, load_device("gb200"), "90x1-dense", "fp8"),
+        "machine": find_layer(engine, load_device("l40s"), known, "fp8"),
+        "version": find_layer(load_engine("sglang", "0.9.1"), load_device("gb200"), known, "fp8"),
+    }
+    tpot = {what: layer.tpot for what, layer in spreads.items() if layer is not None}
+    assert tpot["model"] == tpot["version"] == fit.tpot.known["new model"]
+    assert tpot["machine"] == fit.tpot.known["new machine"]
+    assert tpot["known"] == fit.tpot.known["any"]
+
+
+def test_checkpoints_of_equal_sizes_are_one_model():
+    assert shape_of(load_model("deepseek-r1")) == shape_of(load_model("deepseek-v3"))
+    assert shape_of(load_model("kimi-k2")) != shape_of(load_model("deepseek-v3"))
 
 
 def test_terms_hold_where_their_label_does():
@@ -50,12 +65,31 @@ def test_no_terms_is_the_sum_of_parts():
 
 
 @given(st.floats(0.01, 1000), st.integers(1, 10_000), st.integers(1, 64))
-def test_a_prompt_holds_up_no_less_than_its_own_rank_and_no_more_than_all(batch, osl, ranks):
+def test_prompts_of_others_hold_up_no_more_than_all_of_them(batch, osl, ranks):
     share = held_up_share(np.array([batch]), np.array([osl]), np.array([ranks]))[0]
-    rate = batch / osl
-    assert share <= max(rate * ranks, rate) * (1 + 1e-9)
-    assert share >= min(rate, 1) * (1 - 1e-9)
+    others = max(batch - 1 / ranks, 0) / osl
+    assert share <= max(others * ranks, others) * (1 + 1e-9)
+    assert share >= min(others, 1) * (1 - 1e-9)
 
 
-def test_a_median_wait_is_below_the_mean_where_many_call():
-    assert 0.1 < median_over_mean("sglang", 64) < 1
+def test_nobody_holds_up_a_single_caller():
+    assert held_up_share(np.ones(1), np.full(1, 100.0), np.ones(1))[0] == 0
+
+
+def waits(callers, median=0.0):
+    one = np.ones(1)
+    load = Load(
+        callers=callers * one, per_rank=callers * one, isl=8192 * one, prompt_s=0.2 * one,
+        step_s=0.01 * one, launches=0 * one, ranks=one, pooled=0 * one, rides=one,
+    )  # fmt: skip
+    return ttft_parts(load, median).seconds
+
+
+def test_the_first_wave_has_half_of_its_prompts_ahead():
+    assert waits(1)["wave"][0] == 0
+    assert waits(21)["wave"][0] == pytest.approx(0.1 * 10 * (0.2 + 0.01))
+
+
+def test_a_median_request_meets_no_wave():
+    assert waits(64, 1.0)["wave"][0] == 0
+    assert waits(64, 1.0)["prompt"] == waits(64)["prompt"]

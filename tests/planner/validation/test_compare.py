@@ -6,7 +6,8 @@ import polars as pl
 import pytest
 
 from planner.validation.accuracy import assess, inputs_digest, page, shipped
-from planner.validation.compare import COMPARED, choices, missed, score
+from planner.validation.compare import COMPARED, choices, missed, missed_by, score
+from planner.validation.picks import keep_limits
 
 PAGE = Path(__file__).parents[3] / "docs" / "accuracy.md"
 
@@ -45,8 +46,39 @@ def test_choice_and_regret():
 
 def test_gates_tell_what_was_asked():
     gates = [{"target": "tpot_s", "measure": "median_ratio", "at_most": 0.1}]
-    assert missed(table([1.0], [1.05]), gates) == []
-    assert "at most 0.1" in missed(table([1.0], [2.0]), gates)[0]
+    assert missed_by(table([1.0], [1.05]), gates) == []
+    assert "at most 0.1" in missed_by(table([1.0], [2.0]), gates)[0]
+
+
+def test_a_gate_of_a_single_number():
+    gates = [{"value": "limits broken", "at_most": 0.05}]
+    assert missed({"limits broken": None}, gates) == []
+    assert missed({"limits broken": 0.04}, gates) == []
+    assert "limits broken is 0.200" in missed({"limits broken": 0.2}, gates)[0]
+
+
+def limited(tpot, ttft, high):
+    """Two layouts of one question; the second makes twice the tokens."""
+    rows = []
+    for target, values in (("tpot_s", tpot), ("ttft_s", ttft)):
+        rows.append(table(
+            values, [0.02, 0.01] if target == "tpot_s" else [0.5, 0.5],
+            high=high if target == "tpot_s" else [1.0, 1.0], target=[target] * 2,
+            asked=["x", "y"], question=["q"] * 2, callers=[8.0] * 2, devices=[8.0] * 2,
+        ))  # fmt: skip
+    return pl.concat(rows)
+
+
+def test_a_pick_breaks_a_limit_as_measured():
+    broken = keep_limits(limited([0.02, 0.05], [0.5, 0.5], [0.025, 0.02]))
+    assert (broken.picks_count, broken.broken_ratio) == (1, 1.0)
+
+
+def test_the_far_side_of_the_interval_keeps_a_pick_away():
+    kept = keep_limits(limited([0.02, 0.05], [0.5, 0.5], [0.025, 0.031]))
+    assert (kept.picks_count, kept.broken_ratio) == (1, 0.0)
+    none = keep_limits(limited([0.02, 0.05], [0.5, 0.5], [0.031, 0.031]))
+    assert (none.groups_count, none.picks_count, none.broken_ratio) == (1, 0, None)
 
 
 def test_no_figures_is_an_empty_report(tmp_path):
