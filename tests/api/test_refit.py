@@ -6,6 +6,8 @@ import polars as pl
 import pytest
 
 from api.cli import main
+from api.output import Output
+from hwprofiles.errors import MoesaicError
 
 
 @pytest.fixture

@@ -76,11 +76,12 @@ def test_nobody_holds_up_a_single_caller():
     assert held_up_share(np.ones(1), np.full(1, 100.0), np.ones(1))[0] == 0
 
 
-def waits(callers, median=0.0):
+def waits(callers, median=0.0, open_loop=0.0):
     one = np.ones(1)
     load = Load(
         callers=callers * one, per_rank=callers * one, isl=8192 * one, prompt_s=0.2 * one,
         step_s=0.01 * one, launches=0 * one, ranks=one, pooled=0 * one, rides=one,
+        busy=0.5 * one, open_loop=open_loop * one, uneven=one,
     )  # fmt: skip
     return ttft_parts(load, median).seconds
 
@@ -93,3 +94,8 @@ def test_the_first_wave_has_half_of_its_prompts_ahead():
 def test_a_median_request_meets_no_wave():
     assert waits(64, 1.0)["wave"][0] == 0
     assert waits(64, 1.0)["prompt"] == waits(64)["prompt"]
+
+
+def test_in_an_open_loop_prompts_queue_and_no_wave_comes():
+    assert waits(64, open_loop=1.0)["wave"][0] == pytest.approx(0.5 / (2 * 0.5) * 0.2)
+    assert waits(64, open_loop=1.0)["wave"] == waits(1, open_loop=1.0)["wave"]
