@@ -21,6 +21,8 @@ from hwprofiles.units import format_quantity, parse_quantity
 from reports.text import text_table
 
 BANDWIDTH = "bytes per second"
+DRAWN_DEVICES = 16_384
+"""Devices of a graph at most; a larger one takes minutes to build."""
 SUFFIXES = {
     "_bytes_per_s": BANDWIDTH,
     "_flop_per_s": "FLOP/s",
@@ -110,6 +112,11 @@ def network(cluster: Cluster, devices: int, pair_bytes: float) -> dict[str, Any]
     from hwprofiles.cuts import all_to_all_s, bottleneck, cuts_of
     from hwprofiles.topology import kinds_of
 
+    if cluster.device_count > DRAWN_DEVICES:
+        raise MoesaicError(
+            "invalid", f"a graph of {cluster.device_count} devices; at most {DRAWN_DEVICES} are "
+            "drawn: ask for fewer nodes with --set nodes=N", "/nodes",
+        )  # fmt: skip
     graph, group = cluster.graph(), range(devices)
     cuts = cuts_of(graph, group)
     held = list(kinds_of(graph).values())

@@ -73,6 +73,14 @@ def test_topology_names_the_cut_that_an_all_to_all_waits_for(tmp_path: Path) -> 
         run("topology", str(path))
 
 
+def test_a_graph_of_a_million_devices_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "vast.yaml"
+    text = run("show", "dgx-h100-x4", "-o", "yaml").replace("nodes: 4", "nodes: 100000")
+    path.write_text(text.replace("spans_devices: 256", "spans_devices: 800000"))
+    with pytest.raises(MoesaicError, match="800000 devices; at most 16384"):
+        run("topology", str(path))
+
+
 def test_a_cluster_file_may_name_its_device(tmp_path: Path) -> None:
     data = load_cluster("dgx-h100").model_dump(mode="json") | {"device": "H100 SXM 80GB"}
     path = tmp_path / "mine.json"
