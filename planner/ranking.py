@@ -146,14 +146,26 @@ def pareto_plans(
             return tuple(found), True
         parts = parts_of(table, choice)
         option = option_of(scenario, parts, 1, source)
-        found.append(ParetoPlan(
+        plan = ParetoPlan(
             objective_value=objective_value(choice, table, scenario), tpot_s=option.tpot_s,
             ttft_s=option.ttft_s, devices=option.devices, pools=option.pools,
             output_tokens_per_s=option.output_tokens_per_s,
-        ))  # fmt: skip
+        )  # fmt: skip
+        if found and _as_good(plan.objective_value, found[-1].objective_value):
+            found.pop()  # as good and quicker, on more devices
+        found.append(plan)
         most = option.tpot_s.typical * (1 - CUT)
         left = left.filter((pl.col("role") == "prefill") | (pl.col("tpot_s_typical") < most))
     return tuple(found), choose(left, scenario) is None
+
+
+def _as_good(value: float, other: float) -> bool:
+    """Whether a later plan, which cannot be better, is no worse."""
+    return abs(value - other) <= EQUAL * abs(other)
+
+
+EQUAL = 1e-6
+"""Objectives within this share are equal: the weight of devices beside the rate."""
 
 
 def why_second(scenario: Scenario, both: tuple[Parts, Parts], values: tuple[float, float]) -> str:
@@ -166,7 +178,9 @@ def why_second(scenario: Scenario, both: tuple[Parts, Parts], values: tuple[floa
     unit = _unit(scenario)
     change = values[1] / values[0] - 1
     word = f"{abs(change):.1%} {'less' if change < 0 else 'more'}" if abs(change) > TIE else "as"
-    much = f"{values[1]:,.4g} {unit}, {word} " + ("than" if word != "as" else "much as")
+    much = f"{float(f'{values[1]:.4g}'):,.10g} {unit}, {word} " + (
+        "than" if word != "as" else "much as"
+    )
     return f"{_named(second)} gives {much} {_named(first)}: {_reason(first, second)}"
 
 
