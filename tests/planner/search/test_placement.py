@@ -199,3 +199,21 @@ def test_bad_questions(change, words):
     with pytest.raises(MoesaicError) as caught:
         place(PlacementQuestion.parse(base | change))
     assert words in caught.value.message
+
+
+def test_several_traces_generalise_better(shared):
+    """Layouts of six prefill loads, judged on the seventh; docs/placement-growth.md has all."""
+    folder = shared / "data/traces/expert_load_deepseek_v3"
+    loads = {f.stem: read_expert_load(f).counts[3:61:15] for f in folder.glob("prefill_*.json")}
+    score = loads.pop("prefill_in512")
+    asked = {"loads": [loads[name] for name in sorted(loads)], "devices": 32, "redundant": 32}
+    worst, mean = (
+        place(PlacementQuestion.parse(asked | {"robust": robust}), score)
+        for robust in ("worst", "mean")
+    )
+    robust = np.mean([layer.max_over_mean for layer in worst.scored])
+    plain = np.mean([layer.max_over_mean for layer in mean.scored])
+    greedy = np.mean(mean.scored_greedy.max_over_mean)
+    assert robust <= 1.02
+    assert robust < plain < 1.15
+    assert robust < greedy - 0.05
