@@ -1,7 +1,7 @@
 """Write docs/placement-growth.md: how placement grows, what it reaches, and how it generalises.
 
-`python -m tests.benchmarks.placement_page FOLDER` measures everything anew; FOLDER holds expert loads
-(`decode_*.json`, `prefill_*.json`, layers x experts) and `tokens/*.npz` with `expert_ids`.
+`python -m tests.benchmarks.placement_page LOADS TOKENS` measures everything anew: LOADS holds expert
+loads (`decode_*.json`, `prefill_*.json`, layers x experts), TOKENS files with `expert_ids`.
 """
 
 from __future__ import annotations
