@@ -233,7 +233,25 @@ def facts_table(document: Device | Cluster) -> str:
     if isinstance(document, Cluster):
         heading += f": {document.nodes} nodes x {document.devices_per_node} {document.device.name}"
     rows = [row for label, value in _sourced(document) for row in _rows(label, value)]
-    return f"{heading}\n\n" + text_table(["what", "value", "certainty", "date", "source"], rows)
+    facts = text_table(["what", "value", "certainty", "date", "source"], rows)
+    device = document.device if isinstance(document, Cluster) else document
+    return f"{heading}\n\n{facts}\n\n{_evidence_table(device)}"
+
+
+def _evidence_table(device: Device) -> str:
+    """What times are made from, sources that disagree right below."""
+    from hwprofiles.timing.evidence import evidence_of
+
+    rows: list[list[str]] = []
+    for item in evidence_of(device):
+        error = item["median_error_ratio"]
+        rows.append([
+            item["what"], "-" if item["rows"] is None else f"{item['rows']:,}",
+            "-" if error is None else f"{error:.1%}", item["date"], item["source"],
+        ])  # fmt: skip
+        if item["conflicts"]:
+            rows.append(["  but", "", "", "", item["conflicts"]])
+    return text_table(["times from", "rows", "held-out error", "date", "source"], rows)
 
 
 def _sourced(document: Document, path: str = "") -> Iterator[tuple[str, Sourced[float]]]:

@@ -109,3 +109,13 @@ def test_a_bad_question_ends_with_status_2(
     error = capsys.readouterr().err
     assert says in error
     assert error.count("\n") == 1
+
+
+def test_show_says_what_times_are_made_from():
+    text = run("show", "h800-sxm")
+    assert "tables of sglang" in text
+    assert "InferSim" in text
+    assert "DeepGEMM README" in text
+    assert "curves ascend-a3" in run("show", "ascend-a3-die")
+    assert "tables of hccl" in run("show", "atlas-800-a3")
+    assert "aiconfigurator-core 0.12.0" in run("show", "h200-sxm")
