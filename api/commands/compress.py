@@ -275,6 +275,7 @@ def _fit_text(answer: ShrinkAnswer) -> str:
     facts = [[f"experts {name}", str(count)] for name, count in counts.items()]
     facts += [
         ["lost share of tokens", f"{answer.lost_share:.4%} (at least {answer.bound_share:.4%})"],
+        ["with 1 % more memory", f"at least {answer.eased_bound_share:.4%} lost"],
         ["weights a device", f"{answer.needed_bytes / 2**30:.2f} GiB"],
     ]
     for name in ("stored_bytes", "moved_bytes_per_token", "flops_per_token"):

@@ -30,6 +30,7 @@ Whole = NDArray[np.int64]
 LOADING = 4.0
 """A uniform quantiser that spans four standard deviations to each side (Jayant and Noll, Digital
 Coding of Waveforms, 1984, section 4.4)."""
+EASED_RATIO = 0.01
 EVIDENCE = {"prune": "premoe", "bits": "pmq_gptq"}
 
 
@@ -71,6 +72,8 @@ class ShrinkAnswer(Document):
     """Mean over layers of the tokens' share that is lost."""
     bound_share: float
     """No choice that fits can lose less."""
+    eased_bound_share: float
+    """The same with 1 % more memory: what more of the limit that binds would give."""
     gap_ratio: float
     needed_bytes: float
     """Weights of one device."""
@@ -106,11 +109,11 @@ def shrink(table: ExpertTable, question: ShrinkQuestion) -> ShrinkAnswer:
     names, sizes, losses = _options(table, question)
     budget = _budget(table, question, float(sizes[-1]))
     least = table.block.top_k if question.prune else table.shape[1]
-    if question.uniform:
-        chosen, bound = _uniform(table.popularity, sizes, losses, budget, least)
-    else:
-        chosen, bound = _free(table.popularity, sizes, losses, budget, least)
-    return _answer(table, question, (names, losses, chosen, bound))
+    rule = _uniform if question.uniform else _free
+    chosen, bound = rule(table.popularity, sizes, losses, budget, least)
+    room = question.devices * question.device_bytes * question.memory_share
+    _, eased = rule(table.popularity, sizes, losses, budget + EASED_RATIO * room, least)
+    return _answer(table, question, (names, losses, chosen, bound), eased)
 
 
 def _options(table: ExpertTable, question: ShrinkQuestion) -> tuple[list[str], Array, Array]:
@@ -236,7 +239,9 @@ def _hull(sizes: Array, losses: Array, start: int) -> list[tuple[int, int]]:
 Chosen = tuple[list[str], Array, Whole, float]
 
 
-def _answer(table: ExpertTable, question: ShrinkQuestion, found: Chosen) -> ShrinkAnswer:
+def _answer(
+    table: ExpertTable, question: ShrinkQuestion, found: Chosen, eased: float
+) -> ShrinkAnswer:
     names, losses, chosen, bound = found
     after = _applied(table, names, chosen)
     layers = table.shape[0]
@@ -257,6 +262,7 @@ def _answer(table: ExpertTable, question: ShrinkQuestion, found: Chosen) -> Shri
             for i, row in enumerate(chosen)
         ),
         lost_share=float(lost.mean()), bound_share=bound / layers,
+        eased_bound_share=eased / layers,
         gap_ratio=max(float(lost.sum()) - bound, 0.0) / max(float(lost.sum()), 1e-12),
         needed_bytes=needed, before=costs_of(table), costs=costs_of(after),
         quality=quality, notes=(*_assumed(question, table.popularity, names, chosen), *silent),

@@ -1,6 +1,6 @@
 """Write docs/placement-growth.md: how placement grows, what it reaches, and how it generalises.
 
-`python -m tests.benchmarks.placement_page LOADS TOKENS` measures everything anew: LOADS holds expert
+`python -m tests.benchmarks.placement_page LOADS TOKENS` measures all anew. LOADS holds expert
 loads (`decode_*.json`, `prefill_*.json`, layers x experts), TOKENS files with `expert_ids`.
 """
 

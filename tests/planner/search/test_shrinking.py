@@ -76,6 +76,12 @@ def test_deepseek_r1_fits_sixteen_devices_of_64_gb(uniform):
     assert answer.needed_bytes <= 0.9 * 64 * GB
     assert answer.needed_bytes * 16 == pytest.approx(answer.costs.stored_bytes)
     assert answer.bound_share <= answer.lost_share + 1e-12
+    more = shrink(
+        expert_table(load_model("deepseek-r1")),
+        question.model_copy(update={"device_bytes": 64.64 * GB}),
+    )
+    assert answer.eased_bound_share == pytest.approx(more.bound_share, rel=1e-6)
+    assert answer.eased_bound_share < answer.bound_share or uniform  # whole steps
     assert answer.gap_ratio <= 1e-3
     assert any("no published" in note for note in answer.notes)
 
