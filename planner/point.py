@@ -7,14 +7,13 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from hwprofiles.document import Document
-from hwprofiles.units import BytesPerS, Share
 from planner.candidates import Layout
 from planner.expert_layout import USUAL_LAYOUT, ExpertLayout
-from planner.lengths import Lengths, Moments, alike, with_means
 from planner.offload import Offload
 from planner.quantities import Estimate, StageShare
 from planner.routing import Routing, UniformRouting
 from planner.routing.policies import Policy, TopKPolicy
+from planner.workload import Requests
 
 Degree = Annotated[int, Field(ge=1, le=65_536)]
 
@@ -32,7 +31,7 @@ class PoolPoint(Document):
     workers: Degree = 1
 
 
-class Point(Document):
+class Point(Requests):
     """One serving configuration, fully given; `tp·dp = moe_tp·moe_ep`."""
 
     id: str | int = ""
@@ -52,21 +51,11 @@ class Point(Document):
     dp: Degree = 1
     moe_tp: Degree | None = None
     moe_ep: Degree | None = None
-    isl: Annotated[int, Field(ge=1, le=100_000_000)]
-    osl: Annotated[int, Field(ge=1, le=100_000_000)]
     concurrency: Annotated[int, Field(ge=1)] | None = None
     """Requests in flight on the worker (disagg: on all decode workers)."""
     request_rate: Annotated[float, Field(gt=0)] | None = None  # unit: requests per second
     mtp_tokens: Annotated[int, Field(ge=0, le=8)] = 0
     mtp_acceptance: Annotated[float, Field(ge=0, le=1)] = 0.0  # unit: probability
-    prefix_tokens: Annotated[int, Field(ge=0)] = 0
-    """Prompt tokens whose cache may already be there."""
-    prefix_hit_ratio: Share = 1.0
-    """Requests that find those tokens cached; the others compute them."""
-    prefix_bytes_per_s: BytesPerS | None = None
-    """Rate at which a device fetches cached tokens from a pool elsewhere; none: they are local."""
-    lengths: Lengths | None = None
-    """Lengths as a distribution, `isl` and `osl` being its means; none: all requests alike."""
     routing: Routing = UniformRouting()
     policy: Policy = TopKPolicy()
     experts: ExpertLayout = USUAL_LAYOUT
@@ -75,21 +64,6 @@ class Point(Document):
     """Experts in the host's memory or on storage; none: all in the device's memory."""
     prefill: PoolPoint | None = None
     decode: PoolPoint | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _means(cls, data: Any) -> Any:  # noqa: ANN401 - plain data of any kind
-        return with_means(data)
-
-    @property
-    def moments(self) -> Moments:
-        """What the closed form needs of the lengths."""
-        return self.lengths.moments() if self.lengths else alike(self.isl, self.osl)
-
-    @property
-    def cached_tokens(self) -> float:
-        """Prompt tokens found cached, on average."""
-        return self.prefix_tokens * self.prefix_hit_ratio
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -101,8 +75,6 @@ class Point(Document):
             raise ValueError("give concurrency or request_rate, one of them")
         if self.offload is not None and (self.experts.apart or self.experts.order != "grouped"):
             raise ValueError("offload says where experts are computed: no apart, no order")
-        if self.prefix_tokens >= self.isl:
-            raise ValueError(f"prefix_tokens {self.prefix_tokens} must be below isl {self.isl}")
         return self
 
     def layout(self, part: Point | PoolPoint | None = None) -> Layout:

@@ -142,6 +142,8 @@ def page(report: dict[str, Any]) -> str:
         for target, scores in found.items():
             lines += _table(f"{target} by {group}", scores)
     lines += papers_page(report["papers"])
+    for target, scores in report["papers"]["by_source"].items():
+        lines += _table(f"Papers: {target}", scores)
     lines += ["## Gates missed", "", *([f"- {text}" for text in report["missed"]] or ["None."]), ""]
     return "\n".join(lines)
 
