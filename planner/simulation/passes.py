@@ -16,6 +16,8 @@ from pydantic import BeforeValidator, Field
 from hwprofiles.cluster import Cluster
 from hwprofiles.document import Document
 from hwprofiles.errors import MoesaicError
+from hwprofiles.files import read_document
+from hwprofiles.kernels import COLLECTIVES, EXCHANGES
 from hwprofiles.library import resolve_cluster
 from hwprofiles.timing.profile import FOLDER
 from hwprofiles.units import Share
@@ -266,10 +268,17 @@ def _layers(question: PassQuestion) -> int:
     return layers
 
 
+def _arithmetic_is_measured(device: str) -> bool:
+    """Whether tables of this device time anything but links."""
+    cards = (read_document(path) for path in FOLDER.glob(f"{device}.*.json"))
+    links = {*COLLECTIVES, *EXCHANGES}
+    return any(table["kernel"] not in links for card in cards for table in card["tables"])
+
+
 def _with_cores(cluster: Cluster, share: float) -> Cluster:
     """The cluster with a share of each device's compute; its memory and links stay whole."""
     device = cluster.device
-    if any(FOLDER.glob(f"{device.name}.*.json")):
+    if _arithmetic_is_measured(device.name):
         raise MoesaicError(
             "outside_evidence",
             f"{device.name} is timed by measured tables of whole devices: what a share of its "
