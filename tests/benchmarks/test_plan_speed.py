@@ -1,5 +1,6 @@
 """How long the README's question takes: cold process, warm function, warm REST, each candidate."""
 
+import os
 import resource
 import subprocess
 import sys
@@ -19,11 +20,15 @@ FIRST = Path(__file__).parents[1] / "scenarios" / "deepseek-v3-h200.yaml"
 
 def test_cold_process(benchmark):
     command = [sys.executable, "-m", "api", "plan", str(FIRST), "--quiet"]
-    benchmark.pedantic(
-        subprocess.run, args=(command,), kwargs={"check": True, "capture_output": True}, rounds=5
-    )
+    # An installed package has its byte code; a shell that forbids writing it would compile anew.
+    own = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    asked = {"check": True, "capture_output": True, "env": own}
+    subprocess.run(command, **asked)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    benchmark.pedantic(subprocess.run, args=(command,), kwargs=asked, rounds=5)
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    benchmark.extra_info["cpu_s_a_run"] = round((used.ru_utime + used.ru_stime) / 5, 2)
+    spent = used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime
+    benchmark.extra_info["cpu_s_a_run"] = round(spent / 5, 2)
     benchmark.extra_info["peak_mib"] = used.ru_maxrss // 1024
 
 

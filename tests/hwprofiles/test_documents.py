@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from hwprofiles.cluster import Cluster
 from hwprofiles.device import Device
-from hwprofiles.document import pointer
+from hwprofiles.document import Document, pointer
 from hwprofiles.errors import MoesaicError
 from hwprofiles.library import load_cluster, load_device, load_hardware, resolve_cluster
 
@@ -159,3 +159,25 @@ def test_hardware_is_a_device_or_a_cluster() -> None:
     with pytest.raises(MoesaicError, match="did you mean") as caught:
         load_hardware("zcu1002")
     assert "zcu102" in caught.value.message
+
+
+def test_a_schema_describes_fields_by_the_strings_under_them():
+    class Said(Document):
+        """What is told."""
+
+        size_bytes: float
+        """How large."""
+        plain: int
+
+    class Derived(Said):
+        """What is told anew."""
+
+        size_bytes: float = 1.0
+        """How large now."""
+
+    properties = Said.model_json_schema()["properties"]
+    assert properties["size_bytes"]["description"] == "How large."
+    assert "description" not in properties["plain"]
+    assert (
+        Derived.model_json_schema()["properties"]["size_bytes"]["description"] == "How large now."
+    )
