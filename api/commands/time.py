@@ -10,7 +10,7 @@ import click
 from api.lines import numbered_lines, parsed, written
 from api.output import Output
 
-CHUNK = 50_000
+CHUNK = 100_000
 """Lines answered together; finished ones are written before the next are read."""
 SMALL = 500
 """Lines read one by one where a block of them holds something unusual."""

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from hwprofiles.cluster import Cluster
-from hwprofiles.efficiency import Curves, EfficiencyCurve, load_curves
+from hwprofiles.efficiency import Curves, load_curves
 from hwprofiles.errors import MoesaicError, unknown_name
-from hwprofiles.kernels import COLLECTIVES, EXCHANGES, KERNEL_ROW, KERNELS
+from hwprofiles.kernels import COLLECTIVES, EXCHANGES, KERNELS
 from hwprofiles.timing.arrays import PRODUCTS
+from hwprofiles.timing.groups import groups_of
 from hwprofiles.timing.places import FAMILIES
 from hwprofiles.timing.profile import Found, find
-from hwprofiles.timing.rows import TIMED, TIMES, Array, Rows, Work
+from hwprofiles.timing.rows import TIMED, Array, Codes, Columns, Rows, Work
 from hwprofiles.timing.rules import COUNTS, RULES
 from hwprofiles.timing.skew import alpha_of, busiest_of
 from hwprofiles.timing.tables import Residual, Table, residual_of
@@ -22,16 +26,11 @@ FAR_DOUBLINGS = 6.0
 """Sizes more than 64 times outside what was measured are not answered unless asked for."""
 WIDEN_BEYOND = 0.1
 """Log seconds added to both sides for each doubling outside the measured sizes."""
-LIBRARIES = {
-    "deepep_ht": "deepep_normal",
-    "deepep_ll": "deepep_low_latency",
-    "trtllm_deepep_ht": "deepep_normal",
-    "trtllm_deepep_ll": "deepep_low_latency",
-    "alltoall": "nvlink_two_sided",
-}
-"""Other names of exchange libraries."""
-LOW_LATENCY_TOKENS = 128
-"""DeepEP's default buffer of its low-latency kernels, tokens a rank (README of DeepEP)."""
+BOUNDS = ("compute", "memory", "link", "latency")
+SOURCES = ("measured", "calibrated", "modelled", "assumed", "simulated")
+Times = tuple[Array, Array, Array]
+Texts = NDArray[np.str_]
+Answered = tuple[Times, Texts, Texts]
 
 
 def time_kernels(
@@ -52,52 +51,68 @@ def time_kernels(
     """
     if rows.is_empty():
         return rows.with_columns(pl.lit(None, kind).alias(name) for name, kind in TIMED.items())
-    parts = []
-    keyed = _keyed(rows, cluster.devices_per_node)
-    groups = keyed.group_by("kernel", "_dtype", "_kv_dtype", "_library", maintain_order=True)
-    for (kernel, dtype, kv_dtype, library), part in groups:
+    answers = Answers.of(rows.height)
+    fill(answers, Columns(rows), cluster, backend, extrapolate=extrapolate)
+    return rows.with_columns(answers.columns())
+
+
+def fill(
+    answers: Answers, columns: Columns, cluster: Cluster, backend: str | None = None,
+    chosen: Codes | None = None, *, extrapolate: bool = False,
+) -> None:  # fmt: skip
+    """Answer rows as `time_kernels` does, or those of them that are `chosen`."""
+    for group in groups_of(columns, chosen, cluster.devices_per_node):
+        kernel = str(group.kernel)
         if kernel not in RULES:
-            raise unknown_name("kernel", str(kernel), KERNELS)
-        wanted = {"dtype": dtype, "kv_dtype": kv_dtype, "library": library}
-        found = _find(cluster, backend, str(kernel), wanted)
-        if found is None:
-            parts.append(_by_rule(str(kernel), part, cluster))
-        else:
-            parts.append(_by_table(found, part, cluster, extrapolate=extrapolate))
-    timed = pl.concat(parts).sort("_row")
-    return rows.with_columns(timed.get_column(name) for name in TIMED)
-
-
-def _keyed(rows: pl.DataFrame, width: int) -> pl.DataFrame:
-    """Add absent columns as nulls, a row number, and the names that choose a table.
-
-    One-shot all-reduces write into peers' memory, which ranks of other nodes don't share
-    (vLLM and SGLang, custom_all_reduce: one node only): groups wider than a node use NCCL.
-    """
-    known = rows.columns
-    absent = [pl.lit(None, kind).alias(c) for c, kind in KERNEL_ROW.items() if c not in known]
-    tokens = pl.col("tokens").cast(pl.Float64)
-    devices = pl.col("devices").cast(pl.Float64).fill_null(1)
-    usual = (
-        pl.when((pl.col("kernel") == "all_reduce") & (devices <= width)).then(pl.lit("custom"))
-        .when(pl.col("kernel").is_in(COLLECTIVES)).then(pl.lit("nccl"))
-        .when(pl.col("kernel").is_in(EXCHANGES) & (tokens <= LOW_LATENCY_TOKENS))
-        .then(pl.lit("deepep_low_latency"))
-        .when(pl.col("kernel").is_in(EXCHANGES)).then(pl.lit("deepep_normal"))
-    )  # fmt: skip
-    return (
-        rows.with_columns(absent)
-        .with_row_index("_row")
-        .with_columns(
-            pl.col("dtype").fill_null("bf16").replace("fp16", "bf16").alias("_dtype"),
-            pl.col("kv_dtype").fill_null("bf16").replace("fp16", "bf16").alias("_kv_dtype"),
-            pl.coalesce(pl.col("library").replace(LIBRARIES), usual).alias("_library"),
+            raise unknown_name("kernel", kernel, KERNELS)
+        found = _find(cluster, backend, kernel, group.wanted)
+        part = Rows(
+            columns.frame, group.chosen, columns, names={"_library": group.wanted["library"]}
         )
-    )
+        if found is None:
+            answered = _by_rule(kernel, part, cluster)
+        else:
+            answered = _by_table(found, part, cluster, extrapolate=extrapolate)
+        answers.put(group.chosen, *answered)
+
+
+@dataclass
+class Answers:
+    """Times of all rows, and what bounds and sources them as places in `BOUNDS` and `SOURCES`."""
+
+    times: Array
+    """[3, n] seconds."""
+    bound: NDArray[np.int8]
+    source: NDArray[np.int8]
+
+    @classmethod
+    def of(cls, count: int) -> Answers:
+        """Room for so many rows."""
+        return cls(np.empty((3, count)), np.zeros(count, np.int8), np.zeros(count, np.int8))
+
+    def put(self, chosen: Codes, times: Times, bound: Texts, source: Texts) -> None:
+        """Write the answers of some rows."""
+        self.times[:, chosen] = times
+        self.bound[chosen] = _places(bound, BOUNDS)
+        self.source[chosen] = _places(source, SOURCES)
+
+    def columns(self) -> list[pl.Series]:
+        """The columns of `TIMED`."""
+        texts = ((BOUNDS, self.bound), (SOURCES, self.source))
+        named = [pl.Series(names, dtype=pl.String).gather(codes) for names, codes in texts]
+        values = [*(pl.Series(values) for values in self.times), *named]
+        return [column.alias(name) for name, column in zip(TIMED, values, strict=True)]
+
+
+def _places(texts: Texts, names: Sequence[str]) -> NDArray[np.int8]:
+    places = np.zeros(len(texts), np.int8)
+    for place, name in enumerate(names[1:], start=1):
+        places[texts == name] = place
+    return places
 
 
 def _find(
-    cluster: Cluster, backend: str | None, kernel: str, wanted: dict[str, object]
+    cluster: Cluster, backend: str | None, kernel: str, wanted: Mapping[str, str | None]
 ) -> Found | None:
     family = FAMILIES.get(kernel)
     if family is None:
@@ -111,54 +126,43 @@ def _find(
     return found
 
 
-def _by_rule(kernel: str, part: pl.DataFrame, cluster: Cluster) -> pl.DataFrame:
+def _by_rule(kernel: str, rows: Rows, cluster: Cluster) -> Answered:
     curves = load_curves(cluster.device.curves)
     if curves.array is not None and kernel in PRODUCTS:
-        return _answer(part, *PRODUCTS[kernel](Rows(part), curves.array))
-    named = _named(kernel, part, curves)
-    if named is not None and part["library"].null_count():
-        halves = (part.filter(pl.col("library").is_null()), part.drop_nulls("library"))
-        return pl.concat(_by_rule(kernel, half, cluster) for half in halves if half.height)
-    if named is not None:
-        times, bound = RULES[kernel](Rows(part), cluster, named)
-        return _answer(part, times, bound, np.full(part.height, "calibrated"))
+        return PRODUCTS[kernel](rows, curves.array)
+    labels, codes = rows.texts("library")
+    stated = np.array([label is not None for label in labels])[codes]
+    own = curves.libraries.get(str(rows.names["_library"]), {}).get(kernel)
+    if own is None or not stated.any():
+        return _by_family(kernel, rows, cluster, curves)
+    times, bound = RULES[kernel](rows, cluster, own)
+    named = (times, bound, np.full(rows.count, "calibrated"))
+    if stated.all():
+        return named
+    return _chosen(stated, named, _by_family(kernel, rows, cluster, curves))
+
+
+def _by_family(kernel: str, rows: Rows, cluster: Cluster, curves: Curves) -> Answered:
     if kernel not in curves.families:
         known = ", ".join(sorted(curves.families) or sorted(PRODUCTS))
         raise MoesaicError(
             "outside_evidence", f"curves {curves.name} say nothing of {kernel}; known: {known}"
         )
-    times, bound = RULES[kernel](Rows(part), cluster, curves.families[kernel])
+    times, bound = RULES[kernel](rows, cluster, curves.families[kernel])
     unsure = curves.certainty == "assumed" or kernel in curves.assumed
-    sources = np.full(part.height, "assumed" if unsure else "modelled")
-    return _answer(part, times, bound, sources)
+    return times, bound, np.full(rows.count, "assumed" if unsure else "modelled")
 
 
-def _named(kernel: str, part: pl.DataFrame, curves: Curves) -> EfficiencyCurve | None:
-    """The curve of the library that some rows name; rows that name none take the family's."""
-    if part["library"].null_count() == part.height:
-        return None
-    return curves.libraries.get(str(part["_library"][0]), {}).get(kernel)
+def _chosen(first: NDArray[np.bool_], one: Answered, other: Answered) -> Answered:
+    """One answer where `first` says so, the other elsewhere."""
+    low, typical, high = (np.where(first, a, b) for a, b in zip(one[0], other[0], strict=True))
+    bound, source = (np.where(first, a, b) for a, b in zip(one[1:], other[1:], strict=True))
+    return (low, typical, high), bound, source
 
 
-def _answer(
-    part: pl.DataFrame, times: tuple[Array, Array, Array], bound: NDArray[np.str_],
-    sources: NDArray[np.str_],
-) -> pl.DataFrame:  # fmt: skip
-    return pl.DataFrame(
-        [
-            part["_row"],
-            *(pl.Series(name, values) for name, values in zip(TIMES, times, strict=True)),
-            pl.Series("bound_by", bound, dtype=pl.String),
-            pl.Series("source", sources, dtype=pl.String),
-        ]
-    )
-
-
-def _by_table(
-    found: Found, part: pl.DataFrame, cluster: Cluster, *, extrapolate: bool
-) -> pl.DataFrame:
+def _by_table(found: Found, part: Rows, cluster: Cluster, *, extrapolate: bool) -> Answered:
     table = found.table
-    rows = Rows(prepared(table, part))
+    rows = prepared(table, part)
     work = COUNTS[table.kernel](rows, cluster)
     residual = residual_of(table, FAMILIES[table.kernel].place(rows))
     if not extrapolate:
@@ -167,25 +171,23 @@ def _by_table(
     low, high = table.bands.offsets(residual.nearest)
     widen = found.widen + WIDEN_BEYOND * np.minimum(residual.beyond, 30)
     times = (typical * np.exp(low - widen), typical, typical * np.exp(high + widen))
-    sources = _sources(found, residual, rows.get("nodes", 1))
-    return _answer(part, times, _bound(found, work), sources)
+    return times, _bound(found, work), _sources(found, residual, rows.get("nodes", 1))
 
 
-def prepared(table: Table, part: pl.DataFrame) -> pl.DataFrame:
+def prepared(table: Table, rows: Rows) -> Rows:
     """Rows as the table counts them: one format where it has none, the load's exponent stated."""
     if table.keys.get("dtype") is None:
-        part = part.with_columns(pl.lit("bf16").alias("dtype"))
-    return _skewed(part, table) if table.kernel == "grouped_gemm" else part
+        rows = replace(rows, names={**rows.names, "dtype": "bf16"})
+    return _skewed(rows, table) if table.kernel == "grouped_gemm" else rows
 
 
-def _skewed(part: pl.DataFrame, table: Table) -> pl.DataFrame:
+def _skewed(rows: Rows, table: Table) -> Rows:
     """State a row's load both ways: by its exponent and by the busiest rank's pairs and experts.
 
     A stated exponent gives the rest as the measured tables were counted; else the busiest rank's
     ratio, as the planner knows it, gives the exponent. Where the engine's balanced rows count every
     token as local, an unstated load on several ranks takes the least skewed rows instead.
     """
-    rows = Rows(part)
     get = rows.get
     load = [get("tokens"), get("top_k"), get("experts"), get("moe_ep", 1)]
     stated, busy = get("skew_alpha", np.nan), get("busy_ratio", np.nan)
@@ -195,11 +197,12 @@ def _skewed(part: pl.DataFrame, table: Table) -> pl.DataFrame:
         alpha = np.where(spread, np.maximum(alpha, table.outer[table.outer > 0].min()), alpha)
     ratio, active = busiest_of([np.asarray(np.round(alpha, 3), dtype=np.float64), *load])
     known = ~np.isnan(busy)
-    return part.with_columns(
-        pl.Series("skew_alpha", alpha),
-        pl.Series("busy_ratio", np.where(known, busy, ratio)),
-        pl.Series("active_experts", np.where(known, get("active_experts", np.nan), active)),
-    )
+    said: dict[str, Array] = {
+        "skew_alpha": alpha,
+        "busy_ratio": np.where(known, busy, ratio),
+        "active_experts": np.where(known, get("active_experts", np.nan), active),
+    }
+    return replace(rows, stated={**rows.stated, **said})
 
 
 def _refuse_far(kernel: str, residual: Residual) -> None:

@@ -98,7 +98,7 @@ def _experts(rows: Rows, array: MacArray) -> Cycles:
 
 def _timed(count: Callable[[Rows, MacArray], Cycles]) -> Callable[[Rows, MacArray], Answered]:
     def answer(rows: Rows, array: MacArray) -> Answered:
-        formats = set(rows.frame["dtype"].fill_null("bf16").unique())
+        formats = {name or "bf16" for name in rows.texts("dtype")[0]}
         if formats - set(FORMATS):
             raise MoesaicError(
                 "outside_evidence",

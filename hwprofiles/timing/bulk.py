@@ -11,14 +11,15 @@ import io
 import json
 from collections.abc import Sequence
 
+import numpy as np
 import polars as pl
 
 from hwprofiles.errors import MoesaicError
 from hwprofiles.kernels import COLLECTIVES, DTYPES, EXCHANGES, KERNEL_ROW, KERNELS
 from hwprofiles.library import cluster_for
-from hwprofiles.timing.answer import time_kernels
+from hwprofiles.timing.answer import Answers, fill
 from hwprofiles.timing.lines import MAY_BE_ZERO, NUMBERS, exponent
-from hwprofiles.timing.rows import TIMED
+from hwprofiles.timing.rows import Codes, Columns
 
 _ABOUT: dict[str, type[pl.DataType]] = {
     "device": pl.String,
@@ -44,7 +45,8 @@ def answer_block(texts: Sequence[str], *, extrapolate: bool = False) -> str | No
         timed = _timed(_with_exponent(frame), extrapolate=extrapolate)
     except MoesaicError:
         return None
-    return timed.select("id", *TIMED, pl.lit(None, pl.String).alias("error")).write_ndjson()
+    error = pl.Series("error", [None], dtype=pl.String).new_from_index(0, frame.height)
+    return pl.DataFrame([frame["id"], *timed, error]).write_ndjson()
 
 
 SAMPLE = 200
@@ -115,24 +117,28 @@ def _with_exponent(frame: pl.DataFrame) -> pl.DataFrame:
     return frame.with_columns(column.alias("skew_alpha")).drop("skew")
 
 
-def _timed(frame: pl.DataFrame, *, extrapolate: bool) -> pl.DataFrame:
-    if "backend" not in frame.columns:
-        frame = frame.with_columns(pl.lit(None, pl.String).alias("backend"))
-    parts = []
-    numbered = frame.with_row_index("_line")
-    for (device, backend), part in numbered.group_by("device", "backend", maintain_order=True):
-        cluster = cluster_for(str(device), *_largest(part))
-        engine = None if backend is None else str(backend)
-        timed = time_kernels(part, cluster, engine, extrapolate=extrapolate)
-        parts.append(timed.select("_line", "id", *TIMED))
-    return pl.concat(parts).sort("_line")
+def _timed(frame: pl.DataFrame, *, extrapolate: bool) -> list[pl.Series]:
+    columns, answers = Columns(frame), Answers.of(frame.height)
+    devices, of_device = columns.labels("device")
+    engines, of_engine = columns.labels("backend")
+    both = of_device * len(engines) + of_engine
+    for code in dict.fromkeys(both.tolist()):
+        chosen = np.flatnonzero(both == code)
+        cluster = cluster_for(str(devices[code // len(engines)]), *_largest(columns, chosen))
+        engine = engines[code % len(engines)]
+        fill(answers, columns, cluster, engine, chosen, extrapolate=extrapolate)
+    return answers.columns()
 
 
-def _largest(part: pl.DataFrame) -> tuple[int, int]:
+def _largest(columns: Columns, chosen: Codes) -> tuple[int, int]:
     """Ranks and nodes of the largest group, which the cluster must hold."""
-    grouped = part.filter(pl.col("kernel").is_in([*COLLECTIVES, *EXCHANGES]))
+    kernels, codes = columns.labels("kernel")
+    joined = np.array([kernel in COLLECTIVES or kernel in EXCHANGES for kernel in kernels])
+    grouped = chosen[joined[codes[chosen]]]
     sizes = [
-        grouped[name].max() if name in grouped.columns else None for name in ("devices", "nodes")
+        np.nan_to_num(columns.numbers(name)[grouped], nan=1.0).max(initial=1.0)
+        if name in columns.names
+        else 1.0
+        for name in ("devices", "nodes")
     ]
-    ranks, nodes = (int(size) if isinstance(size, float) else 1 for size in sizes)
-    return max(ranks, 1), max(nodes, 1)
+    return int(sizes[0]), int(sizes[1])

@@ -108,8 +108,6 @@ def moved_bytes(rows: Rows, cluster: Cluster) -> Work:
 def copy(rows: Rows, cluster: Cluster) -> Work:
     """Copies: bytes over the bandwidth of the tier they come from."""
     moved, device = rows.get("bytes"), cluster.device
-    if "tier" not in rows.frame.columns:
-        return moved_bytes(rows, cluster)
     rate = rows.by_dtype("tier", lambda name: tier_bytes_per_s(device, name), device.memory[0].name)
     return Work(np.zeros_like(moved), moved / rate)
 

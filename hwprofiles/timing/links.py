@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
-import polars as pl
 from numpy.typing import NDArray
 
 from hwprofiles.cluster import Cluster
@@ -57,16 +56,26 @@ def group_of(rows: Rows, cluster: Cluster) -> Group:
     nodes = rows.get("nodes", np.nan)
     nodes = np.where(np.isnan(nodes), np.ceil(ranks / width), nodes)
     inside = np.maximum(ranks / nodes, 1).astype(int)
-    tiers = {n: cluster.tier_for(int(n)) for n in np.unique(inside)} if cluster.tiers else {}
     joined = np.minimum(nodes * width, cluster.device_count).astype(int)
-    far = {n: cluster.tier_for(int(n)) for n in np.unique(joined)} if cluster.tiers else {}
-    return Group(
-        ranks, nodes,
-        np.array([tiers[n].rate_bytes_per_s(int(n)) if tiers else np.inf for n in inside]),
-        np.array([far[n].bandwidth_bytes_per_s.value if far else np.inf for n in joined]),
-        np.array([tiers[n].latency_s.value if tiers else 0.0 for n in inside]),
-        np.array([far[n].latency_s.value if far else 0.0 for n in joined]),
-    )  # fmt: skip
+    near_rate, near_wait = _each(inside, cluster, lambda n: cluster.tier_for(n).rate_bytes_per_s(n))
+    far_rate, far_wait = _each(
+        joined, cluster, lambda n: cluster.tier_for(n).bandwidth_bytes_per_s.value
+    )
+    return Group(ranks, nodes, near_rate, far_rate, near_wait, far_wait)
+
+
+def _each(
+    sizes: NDArray[np.int64], cluster: Cluster, rate: Callable[[int], float]
+) -> tuple[Array, Array]:
+    """Bandwidth and latency of the tier that joins so many devices, each size looked up once."""
+    if not cluster.tiers:
+        return np.full(len(sizes), np.inf), np.zeros(len(sizes))
+    known, back = np.unique(sizes, return_inverse=True)
+    rates = np.array([rate(int(size)) for size in known], dtype=np.float64)
+    waits = np.array(
+        [cluster.tier_for(int(size)).latency_s.value for size in known], dtype=np.float64
+    )
+    return rates[back], waits[back]
 
 
 def _over_links(
@@ -119,11 +128,8 @@ def exchange(rows: Rows, cluster: Cluster) -> Work:
 
 def _by_library(rows: Rows, name: str) -> NDArray[np.bool_]:
     """True for rows of one exchange library."""
-    columns = [name for name in ("_library", "library") if name in rows.frame.columns]
-    if not columns:
-        return np.zeros(rows.frame.height, dtype=bool)
-    chosen = rows.frame[columns[0]].cast(pl.String) == name
-    found: NDArray[np.bool_] = chosen.fill_null(value=False).to_numpy()
+    labels, codes = rows.texts("_library" if "_library" in rows.names else "library")
+    found: NDArray[np.bool_] = np.array([label == name for label in labels])[codes]
     return found
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -14,6 +16,7 @@ from hwprofiles.errors import MoesaicError
 from hwprofiles.kernels import dtype
 
 Array = NDArray[np.float64]
+Codes = NDArray[np.intp]
 TIMES = ("low_s", "typical_s", "high_s")
 TIMED: dict[str, type[pl.DataType]] = {
     "low_s": pl.Float64,
@@ -25,11 +28,63 @@ TIMED: dict[str, type[pl.DataType]] = {
 """Columns that timing adds to a kernel row."""
 
 
+@dataclass
+class Columns:
+    """A table's columns as arrays, each made once however many groups of rows read it."""
+
+    frame: pl.DataFrame
+    _numbers: dict[str, Array] = field(default_factory=dict)
+    _labels: dict[str, tuple[list[str | None], Codes]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.names = frozenset(self.frame.columns)
+
+    def numbers(self, name: str) -> Array:
+        """A column as floats; nulls become NaN (polars' own fill costs milliseconds a call)."""
+        if name not in self._numbers:
+            series = self.frame[name]
+            series = series if series.dtype == pl.Float64 else series.cast(pl.Float64)
+            self._numbers[name] = series.to_numpy()
+        return self._numbers[name]
+
+    def labels(self, name: str) -> tuple[list[str | None], Codes]:
+        """A column's distinct texts (none for null), and which of them each row has."""
+        if name not in self._labels:
+            height = self.frame.height
+            series = self.frame[name] if name in self.names else None
+            if series is None or series.null_count() == height:
+                self._labels[name] = [None], np.zeros(height, dtype=np.intp)
+            else:
+                texts = series.to_list()
+                known = {text: code for code, text in enumerate(dict.fromkeys(texts))}
+                codes = np.fromiter(map(known.__getitem__, texts), np.intp, height)
+                self._labels[name] = list(known), codes
+        return self._labels[name]
+
+
 @dataclass(frozen=True)
 class Rows:
     """The rows of one kernel family as arrays of equal length; nulls are NaN or given a default."""
 
     frame: pl.DataFrame
+    chosen: Codes | None = None
+    """Numbers of the rows that are meant; none: all."""
+    shared: Columns | None = None
+    """The frame's columns, where other groups of its rows read them, too."""
+    stated: Mapping[str, Array] = field(default_factory=dict)
+    """Numbers that stand in for a column's."""
+    names: Mapping[str, str | None] = field(default_factory=dict)
+    """Texts that stand in for a column's, the same in every row."""
+
+    @cached_property
+    def columns(self) -> Columns:
+        """The frame's columns."""
+        return self.shared or Columns(self.frame)
+
+    @property
+    def count(self) -> int:
+        """How many rows there are."""
+        return self.frame.height if self.chosen is None else len(self.chosen)
 
     def get(self, column: str, default: float | None = None) -> Array:
         """One column as floats.
@@ -37,36 +92,44 @@ class Rows:
         Raises:
             MoesaicError: `invalid` when the column is needed and holds nulls.
         """
-        if column not in self.frame.columns:
-            if default is None:
-                raise MoesaicError("invalid", f"{self.kernel} needs {column}", f"/{column}")
-            return np.full(self.frame.height, float(default))
-        series = self.frame[column]
-        if series.dtype != pl.Float64:
-            series = series.cast(pl.Float64)
-        missing = series.null_count()
-        if missing and default is None:
+        if column in self.stated:
+            values = self.stated[column]
+        elif column in self.columns.names:
+            values = self._picked(self.columns.numbers(column))
+        elif default is None:
             raise MoesaicError("invalid", f"{self.kernel} needs {column}", f"/{column}")
-        if default is not None and missing == len(series):
-            return np.full(len(series), float(default))
-        values: Array = series.to_numpy()  # nulls become NaN; polars' own fill costs milliseconds
-        if default is None or not missing:
+        else:
+            return np.full(self.count, float(default))
+        missing = np.isnan(values)
+        if not missing.any():
             return values
-        return np.where(np.isnan(values), default, values)
+        if default is None:
+            raise MoesaicError("invalid", f"{self.kernel} needs {column}", f"/{column}")
+        return np.where(missing, default, values)
+
+    def _picked(self, values: NDArray[Any]) -> NDArray[Any]:
+        return values if self.chosen is None else values[self.chosen]
 
     @property
     def kernel(self) -> str:
         """Name of the family."""
-        return str(self.frame["kernel"][0])
+        return str(self.frame["kernel"][0 if self.chosen is None else int(self.chosen[0])])
+
+    def texts(self, column: str) -> tuple[list[str | None], Codes]:
+        """A column's distinct texts, and which of them each row has."""
+        if column in self.names:
+            return [self.names[column]], np.zeros(self.count, dtype=np.intp)
+        labels, codes = self.columns.labels(column)
+        if len(labels) == 1 or self.chosen is None:
+            return labels, self._picked(codes)
+        used, back = np.unique(self._picked(codes), return_inverse=True)
+        return [labels[code] for code in used], back
 
     def by_dtype(self, column: str, look: Callable[[str], float], default: str) -> Array:
         """Map a column of format names to numbers, once per distinct name."""
-        series = self.frame[column]
-        names = [default] if series.null_count() == len(series) else series.to_list()
-        table = {name: float(look(name or default)) for name in set(names)}
-        if len(table) == 1:
-            return np.full(len(series), next(iter(table.values())))
-        return np.array([table[name] for name in names], dtype=np.float64)
+        labels, codes = self.texts(column)
+        table = np.array([float(look(name or default)) for name in labels])
+        return table[codes] if len(labels) > 1 else np.full(len(codes), table[0])
 
     def peaks(self, cluster: Cluster) -> Array:
         """Peak FLOP/s of the device in each row's format.

@@ -100,8 +100,9 @@ def _balanced(columns: Sequence[Array]) -> tuple[Array, Array]:
 def _each_once(columns: Sequence[Array]) -> tuple[Array, Array]:
     code = np.stack(columns, axis=1) @ np.sqrt(np.array([2.0, 3.0, 5.0, 7.0, 11.0]))
     _, index, back = np.unique(code, return_index=True, return_inverse=True)
-    cells = [[float(c[i]) for c in columns] for i in index]
-    found = np.array([busiest(cell[0], *(int(v) for v in cell[1:])) for cell in cells])
+    alphas, *sizes = (c[index].tolist() for c in columns)
+    whole = ([int(size) for size in column] for column in sizes)
+    found = np.array(list(map(busiest, alphas, *whole)))
     return found[back.ravel(), 0], found[back.ravel(), 1]
 
 

@@ -7,7 +7,8 @@ answer where shapes end, the residual where they lie.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,8 @@ from hwprofiles.timing.places import FAMILIES, Place
 from hwprofiles.timing.rows import Array, Work
 
 NEIGHBOURS = 12
+MOST_KNOWN = 20_000
+"""Shapes whose neighbours a table remembers: some 4 MB."""
 SHARPNESS = 4.0
 """Power of the smooth maximum: parts that are equal take 2^(1/4) = 1.19 times as long as one."""
 ON_GRID = 1e-4
@@ -86,6 +89,8 @@ class Table:
     outlier: float = np.inf
     """Log seconds: neighbours farther than this from their median are drawn in to it. Finite where
     hold-out was better so (autotuned kernels that jump from shape to shape)."""
+    known: dict[bytes, tuple[Any, ...]] = field(default_factory=dict, compare=False, repr=False)
+    """Neighbours, weights and nearest distance of shapes that were asked for."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +112,7 @@ def residual_of(table: Table, place: Place) -> Residual:
     steps = np.array(FAMILIES[table.kernel].steps)
     lowest, highest = table.shapes.min(axis=0), table.shapes.max(axis=0)
     held = np.clip(shape, lowest, highest)
-    index, weight, nearest = neighbours(held / steps, table.shapes / steps, NEIGHBOURS)
+    index, weight, nearest = _remembered(table, held, steps)
     cells = _cells(table, place)
     typical = np.empty(len(back))
     exact = (nearest < SAME)[back]
@@ -119,6 +124,22 @@ def residual_of(table: Table, place: Place) -> Residual:
     beyond = np.maximum(stretch.max(axis=1)[back], sizes)
     nearest = nearest + (stretch / steps).max(axis=1)
     return Residual(typical, nearest[back], beyond, exact & cells.on_grid & (beyond <= 0))
+
+
+def _remembered(table: Table, held: Array, steps: Array) -> tuple[NDArray[np.intp], Array, Array]:
+    """Neighbours of shapes; a table keeps those it was asked for, since models repeat theirs."""
+    keys = [row.tobytes() for row in np.ascontiguousarray(held)]
+    new = [place for place, key in enumerate(keys) if key not in table.known]
+    if new:
+        if len(table.known) > MOST_KNOWN:
+            table.known.clear()
+            new = list(range(len(keys)))
+        found = neighbours(held[new] / steps, table.shapes / steps, NEIGHBOURS)
+        table.known.update(
+            (keys[place], parts) for place, parts in zip(new, zip(*found, strict=True), strict=True)
+        )
+    index, weight, nearest = zip(*(table.known[key] for key in keys), strict=True)
+    return np.array(index), np.array(weight), np.array(nearest)
 
 
 @dataclass(frozen=True)

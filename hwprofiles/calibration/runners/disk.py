@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 from hwprofiles.calibration.runners.base import Prepared, cannot
+from hwprofiles.errors import MoesaicError
 
 _BLOCK_BYTES = 2**24
 
@@ -40,6 +41,9 @@ def disk_read(runner: str, size: int, folder: Path | None) -> Prepared:
     def read() -> None:
         view, at = memoryview(buffer), 0
         while at < size:
-            at += os.readv(descriptor, [view[at:size]])
+            count = os.readv(descriptor, [view[at:size]])
+            if count == 0:
+                raise MoesaicError("internal", f"a file of {size} bytes ended after {at}")
+            at += count
 
     return Prepared(read, before=drop, close=lambda: os.close(descriptor))

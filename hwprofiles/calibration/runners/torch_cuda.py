@@ -130,6 +130,8 @@ class TorchCuda:
 
     def sample(self, prepared: Prepared) -> float:
         """Seconds of one call with a flushed cache, by CUDA events (by the clock on a CPU)."""
+        if prepared.before is not None:
+            prepared.before()
         self.trash.zero_()
         if self.device != "cuda":
             start = time.perf_counter_ns()
