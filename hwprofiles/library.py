@@ -155,6 +155,12 @@ def _stretched(base: Cluster, fields: dict[str, Any]) -> Cluster:
     nodes, width = (
         _whole(fields.get(key, getattr(base, key)), key) for key in ("nodes", "devices_per_node")
     )
+    if not base.tiers and nodes * width > 1:
+        raise MoesaicError(
+            "outside_evidence",
+            f"no catalogue link joins several {base.device.name}; describe one under cluster",
+            "/device",
+        )
     tiers = [tier.model_dump() for tier in base.tiers]
     tiers[-1]["spans_devices"] = max(tiers[-1]["spans_devices"], nodes * width)
     device = fields.get("device", base.device)

@@ -56,18 +56,26 @@ def groups_of(columns: Columns, rows: Codes | None = None) -> Iterator[Group]:
 def _format(named: _Named) -> _Named:
     """Half-precision formats are measured as one, and as the one of rows that name none."""
     labels, codes = named
-    return ["bf16" if label in {None, "fp16"} else label for label in labels], codes
+    return _unified(["bf16" if label in {None, "fp16"} else label for label in labels], codes)
+
+
+def _unified(labels: list[str | None], codes: Codes) -> _Named:
+    """Labels that mean the same under one code."""
+    known = {label: place for place, label in enumerate(dict.fromkeys(labels))}
+    if len(known) == len(labels):
+        return labels, codes
+    return list(known), np.array([known[label] for label in labels], dtype=np.intp)[codes]
 
 
 def _library(columns: Columns) -> _Named:
     labels, codes = columns.labels("library")
     known = [None if label is None else LIBRARIES.get(label, label) for label in labels]
     if None not in known:
-        return known, codes
+        return _unified(known, codes)
     names: list[str | None] = [*known, *USUAL]
     usual = _usual(columns) + len(known)
     none = known.index(None)
-    return names, np.where((codes == none) & (usual >= len(known)), usual, codes)
+    return _unified(names, np.where((codes == none) & (usual >= len(known)), usual, codes))
 
 
 def _usual(columns: Columns) -> Codes:

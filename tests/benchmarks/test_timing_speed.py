@@ -1,9 +1,12 @@
 """How fast kernel rows are timed and a profile is opened; printed, never asserted."""
 
 import json
+import random
+import time
 
 import pytest
 
+from api.commands.time import CHUNK
 from hwprofiles.timing import profile
 from hwprofiles.timing.bulk import answer_block
 
@@ -25,6 +28,53 @@ def test_rows_of_time_batch(benchmark):
     texts = list(lines())
     assert benchmark(answer_block, texts) is not None
     benchmark.extra_info["rows_per_s"] = ROWS / benchmark.stats["mean"]
+
+
+MODELS = (
+    (7168, 2048, 256, 8, 128, 128, 128), (2048, 768, 128, 8, 32, 4, 128),
+    (4096, 1536, 128, 8, 64, 4, 128), (4096, 14336, 8, 2, 32, 8, 128),
+    (6144, 16384, 8, 2, 48, 8, 128), (2880, 2880, 128, 4, 64, 8, 64),
+    (5120, 1408, 64, 6, 40, 8, 128), (3072, 1024, 256, 8, 48, 8, 128),
+)  # fmt: skip
+"""hidden, expert width, experts, top k, heads, key-value heads, head width"""
+
+
+def mixed_lines(count):
+    """Kernels of eight models on three machines under three engines, sizes drawn."""
+    draw = random.Random(1)
+    for number in range(count):
+        hidden, inter, experts, top_k, heads, kv_heads, width = draw.choice(MODELS)
+        tp, line = draw.choice((1, 2, 4)), {"id": number}
+        line |= {"device": draw.choice(("h200-sxm", "h100-sxm", "b200-sxm")),
+                 "backend": draw.choice(("trtllm", "sglang", "vllm"))}  # fmt: skip
+        kinds = {
+            "gemm": {"m": draw.randint(1, 8192), "n": draw.choice((hidden, 2 * inter)),
+                     "k": hidden, "dtype": draw.choice(("bf16", "fp8"))},
+            "grouped_gemm": {"tokens": draw.randint(1, 8192), "hidden": hidden, "inter": inter,
+                             "experts": experts, "top_k": top_k, "moe_tp": 1,
+                             "moe_ep": draw.choice((1, 2, 4, 8)), "dtype": "bf16",
+                             "skew": draw.choice(("balanced", {"power_law": 1.2}))},
+            "attention_prefill": {"batch": draw.randint(1, 64), "seq": draw.randint(64, 8192),
+                                  "heads": heads // tp, "kv_heads": max(1, kv_heads // tp),
+                                  "head_dim": width, "dtype": "bf16", "kv_dtype": "bf16"},
+            "all_reduce": {"devices": draw.choice((2, 4, 8)),
+                           "message_bytes": draw.randint(1024, 2**27), "dtype": "bf16"},
+            "moe_dispatch": {"devices": 8, "tokens": draw.randint(1, 4096), "hidden": hidden,
+                             "top_k": top_k, "experts": experts, "dtype": "fp8"},
+        }  # fmt: skip
+        kinds["attention_decode"] = kinds["attention_prefill"]
+        kernel = draw.choices(list(kinds), (35, 20, 12, 10, 10, 13))[0]
+        yield json.dumps(line | {"kernel": kernel} | kinds[kernel])
+
+
+def test_rows_of_a_mix(benchmark):
+    """On one core: POLARS_MAX_THREADS=1 OMP_NUM_THREADS=1; processor time, others may be busy."""
+    texts = list(mixed_lines(CHUNK))
+    assert answer_block(texts) is not None
+    start = time.process_time()
+    benchmark.pedantic(answer_block, (texts,), rounds=3)
+    spent = (time.process_time() - start) / 3
+    benchmark.extra_info["rows_per_processor_s"] = CHUNK / spent
 
 
 def test_a_profile_is_opened(benchmark):
