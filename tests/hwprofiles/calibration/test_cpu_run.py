@@ -32,7 +32,8 @@ def test_every_family_was_measured_and_says_how() -> None:
     quiet = rows.filter(~rows["disturbed"])
     assert quiet.height > 390
     assert (quiet["min_s"] <= quiet["median_s"]).all()
-    assert float(str(quiet["steal_ratio"].max())) < 0.05
+    stolen = quiet.filter(quiet["steal_ratio"] > 0.05)  # of all windows, dropped ones included
+    assert (stolen["dropped_count"] > 0).all()
     assert known.processor
     assert known.libraries["torch"]
     assert known.clock_hz
