@@ -34,13 +34,19 @@ class Group:
     chosen: Codes
 
 
-def groups_of(columns: Columns, rows: Codes | None = None) -> Iterator[Group]:
-    """Split a table's rows, or some of them, groups in the order of their first rows."""
+def groups_of(columns: Columns, rows: Codes | None = None, width: int = 1) -> Iterator[Group]:
+    """Split a table's rows, or some of them, groups in the order of their first rows.
+
+    Args:
+        columns: the table.
+        rows: numbers of the rows that are meant; none: all.
+        width: devices of a node.
+    """
     named = {
         "kernel": columns.labels("kernel"),
         "dtype": _format(columns.labels("dtype")),
         "kv_dtype": _format(columns.labels("kv_dtype")),
-        "library": _library(columns),
+        "library": _library(columns, width),
     }
     whole = np.zeros(columns.frame.height, dtype=np.intp)
     for labels, codes in named.values():
@@ -67,24 +73,32 @@ def _unified(labels: list[str | None], codes: Codes) -> _Named:
     return list(known), np.array([known[label] for label in labels], dtype=np.intp)[codes]
 
 
-def _library(columns: Columns) -> _Named:
+def _library(columns: Columns, width: int) -> _Named:
     labels, codes = columns.labels("library")
     known = [None if label is None else LIBRARIES.get(label, label) for label in labels]
     if None not in known:
         return _unified(known, codes)
     names: list[str | None] = [*known, *USUAL]
-    usual = _usual(columns) + len(known)
+    usual = _usual(columns, width) + len(known)
     none = known.index(None)
     return _unified(names, np.where((codes == none) & (usual >= len(known)), usual, codes))
 
 
-def _usual(columns: Columns) -> Codes:
-    """Place in `USUAL` of each row's library; negative where its kernel needs none."""
+def _usual(columns: Columns, width: int) -> Codes:
+    """Place in `USUAL` of each row's library; negative where its kernel needs none.
+
+    One-shot all-reduces write into peers' memory, which ranks of other nodes don't share
+    (vLLM and SGLang, custom_all_reduce: one node only): groups wider than a node use NCCL.
+    """
     kernels, codes = columns.labels("kernel")
     few = np.zeros(len(codes), dtype=bool)
     if "tokens" in columns.names:
         few = columns.numbers("tokens") <= LOW_LATENCY_TOKENS
     of_kernel = np.array([_usual_of(kernel) for kernel in kernels], dtype=np.intp)[codes]
+    wide = np.zeros(len(codes), dtype=bool)
+    if "devices" in columns.names:
+        wide = columns.numbers("devices") > width
+    of_kernel = np.where((of_kernel == USUAL.index("custom")) & wide, of_kernel + 1, of_kernel)
     return np.where((of_kernel == USUAL.index("deepep_normal")) & few, of_kernel - 1, of_kernel)
 
 

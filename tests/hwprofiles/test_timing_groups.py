@@ -35,7 +35,7 @@ MIX = [
 
 def test_groups_come_in_the_order_of_their_first_rows() -> None:
     found = [(g.kernel, g.wanted["library"], g.chosen.tolist())
-             for g in groups_of(Columns(kernel_rows(MIX)))]  # fmt: skip
+             for g in groups_of(Columns(kernel_rows(MIX)), width=8)]  # fmt: skip
     assert found == [
         ("gemm", None, [0, 2]),
         ("moe_dispatch", "deepep_low_latency", [1]),
@@ -45,6 +45,13 @@ def test_groups_come_in_the_order_of_their_first_rows() -> None:
         ("elementwise", None, [7]),
         ("router", None, [8]),
     ]
+
+
+def test_an_all_reduce_wider_than_a_node_is_nccls() -> None:
+    row = {"kernel": "all_reduce", "message_bytes": 1e6}
+    table = Columns(kernel_rows([row | {"devices": 8}, row | {"devices": 16}, row]))
+    found = {g.wanted["library"]: g.chosen.tolist() for g in groups_of(table, width=8)}
+    assert found == {"custom": [0, 2], "nccl": [1]}
 
 
 def test_some_rows_only() -> None:
