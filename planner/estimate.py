@@ -12,7 +12,6 @@ import polars as pl
 
 from hwprofiles.document import parse_as
 from hwprofiles.errors import MoesaicError
-from hwprofiles.files import dump
 from hwprofiles.library import cluster_for, resolve_cluster
 from planner.candidates import POINT, number
 from planner.engines import load_engine
@@ -105,7 +104,7 @@ SHARED = ("model", "device", "cluster", "backend", "backend_version", "precision
 
 
 def _shared_key(point: Point) -> str:
-    return dump(point.model_dump(mode="json", include=set(SHARED)), "jsonl")
+    return point.model_dump_json(include=set(SHARED))
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,8 @@ def written(
     rate = requests_per_s(point, parts)
 
     def per_device(tokens: float) -> Estimate:
-        return Estimate(**{s: rate[s] * tokens / devices for s in SIDES}, source=source)
+        sides = {s: rate[s] * tokens / devices for s in SIDES}
+        return Estimate.model_construct(**sides, source=source)
 
     output = per_device(point.osl)
     memory, parts_of = _memory(priced, decode, question), shares[decode["decode_point"]]
@@ -62,12 +63,12 @@ def _queued(ttft: Estimate, waiting: float, rate: dict[str, float]) -> Estimate:
     """TTFT of those who wait for a seat besides: Little's law on the queue."""
     turns = {"low": rate["high"], "typical": rate["typical"], "high": rate["low"]}
     sides = {s: getattr(ttft, s) + waiting / turns[s] for s in SIDES}
-    return Estimate(**sides, source=ttft.source)
+    return Estimate.model_construct(**sides, source=ttft.source)
 
 
 def _memory(priced: Priced, row: Row, question: Question) -> MemorySummary:
     use = priced.passes.row(row["decode_point"], named=True)
-    return MemorySummary(
+    return MemorySummary.model_construct(
         total_bytes=row["total_bytes"],
         weights_bytes=sum(use[name] for name in WEIGHTS),
         kv_bytes=use["kv_bytes"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import polars as pl
 
@@ -52,6 +53,13 @@ class Question:
     """Where experts lie that the device does not keep; none: it keeps all."""
     prefix_bytes_per_s: float | None = None
     """Rate at which cached prompt tokens are fetched; none: they are on the device."""
+
+    @cached_property
+    def layer(self) -> Layer | None:
+        """The fitted engine layer that holds, or none where nothing was measured."""
+        return find_layer(
+            self.engine, self.cluster.device, shape_of(self.model), self.formats.weights.routed
+        )
 
     @property
     def capacity_bytes(self) -> float:
@@ -186,10 +194,7 @@ def overlap_of(question: Question) -> str:
 
 def layer_of(question: Question) -> Layer | None:
     """The fitted engine layer of a question, or none where nothing was measured."""
-    return find_layer(
-        question.engine, question.cluster.device, shape_of(question.model),
-        question.formats.weights.routed,
-    )  # fmt: skip
+    return question.layer
 
 
 def add_load(points: pl.DataFrame, question: Question) -> pl.DataFrame:

@@ -20,7 +20,7 @@ class Estimate(Document):
     def times(self, factor: float) -> Estimate:
         """Every side times a factor."""
         sides = {side: getattr(self, side) * factor for side in ("low", "typical", "high")}
-        return Estimate(**sides, source=self.source)
+        return Estimate.model_construct(**sides, source=self.source)
 
 
 class StageShare(Document):

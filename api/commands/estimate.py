@@ -8,7 +8,7 @@ import click
 
 from api.output import Output, output_options, require
 
-CHUNK = 2000
+CHUNK = 10_000
 """Lines answered together; finished ones are written before the next are read."""
 
 

@@ -166,7 +166,7 @@ def find_layer(engine: Engine, device: Device, shape: str, dtype_name: str) -> L
     fit = load_fit(engine.name)
     if fit is None:
         return None
-    fitted = {term.where for term in fit.tpot.terms} | set(fit.tpot.known)
+    fitted = _fitted_labels(engine.name)
     vendors = {name.partition("-")[0] for name in fit.generations}
     if engine.name not in fitted or device.vendor.lower() not in vendors:
         return None
@@ -183,7 +183,13 @@ def find_layer(engine: Engine, device: Device, shape: str, dtype_name: str) -> L
     return Layer(fit, labels, spreads[0], spreads[1], ride_tokens(engine))
 
 
-def _version_label(engine: Engine, fitted: set[str]) -> str:
+@cache
+def _fitted_labels(engine_name: str) -> frozenset[str]:
+    fit = load_fit(engine_name)
+    return frozenset({term.where for term in fit.tpot.terms} | set(fit.tpot.known) if fit else ())
+
+
+def _version_label(engine: Engine, fitted: frozenset[str]) -> str:
     known = [label.partition(":")[2] for label in fitted if label.startswith(f"{engine.name}:")]
     near = nearest_version(engine.version, tuple(known)) if engine.version else "-"
     return f"{engine.name}:{near or '-'}"

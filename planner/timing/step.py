@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -122,22 +124,24 @@ def stage_shares(
         .agg(pl.col("spent_s").sum(), pl.col("bound_by").first(), pl.col("source").first())
         .sort("point", "spent_s", "stage", descending=[False, True, False])
     )
-    stages = by_stage.partition_by("point", as_dict=True)
+    stages: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    for row in by_stage.iter_rows(named=True):
+        stages[row["point"]].append(row)
     known = passes.filter(pl.col("point").is_in(wanted))
     return {
-        row["point"]: _shares(stages[(row["point"],)], row)
+        row["point"]: _shares(stages[row["point"]], row)
         for row in known.select("point", "host_s", "raw_s", "typical_s").iter_rows(named=True)
     }
 
 
-def _shares(stages: pl.DataFrame, row: dict[str, float]) -> tuple[StageShare, ...]:
+def _shares(stages: list[dict[str, Any]], row: dict[str, float]) -> tuple[StageShare, ...]:
     """Stages of one pass; `row` holds its host, raw and fitted seconds."""
     fitted = row["typical_s"] / row["raw_s"]
-    named = [(r["stage"], r["spent_s"], r["bound_by"], r["source"])
-             for r in stages.iter_rows(named=True)]  # fmt: skip
+    named = [(r["stage"], r["spent_s"], r["bound_by"], r["source"]) for r in stages]
     named.append((HOST, row["host_s"], "latency", "assumed"))
     return tuple(
-        StageShare(stage=stage, seconds_s=seconds * fitted, share_ratio=seconds / row["raw_s"],
+        StageShare.model_construct(  # priced values: checking each again costs more than pricing
+                   stage=stage, seconds_s=seconds * fitted, share_ratio=seconds / row["raw_s"],
                    bound_by=bound, source=source)
         for stage, seconds, bound, source in named
     )  # fmt: skip
