@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import itertools
+import re
 from pathlib import Path
 
 import click
 
 from api.lines import numbered_lines, parsed, written
 from api.output import Output
+from hwprofiles.errors import MoesaicError
 
 CHUNK = 100_000
 """Lines answered together; finished ones are written before the next are read."""
+ANSWERED = re.compile(r'"error": ?null}$')
+FAR = '"kind": "outside_evidence"'
+NOTHING = (
+    "no line could be answered, some lie far outside what was measured; --extrapolate answers "
+    "with wider intervals"
+)
 SMALL = 500
 """Lines read one by one where a block of them holds something unusual."""
 
@@ -35,6 +43,9 @@ SMALL = 500
 def command(batch: Path, extrapolate: bool, out: Path | None, quiet: bool) -> None:
     """Say low, typical and high seconds of each kernel row in a file (80 % intervals).
 
+    Lines that cannot be answered say why in their place; where no line can and some lie far outside
+    what was measured, the exit status is 4.
+
     A line: {"id": 1, "device": "h200-sxm", "backend": "vllm", "kernel": "gemm", "m": 64,
     "n": 4096, "k": 7168, "dtype": "bf16"}.
 
@@ -42,10 +53,16 @@ def command(batch: Path, extrapolate: bool, out: Path | None, quiet: bool) -> No
     Example:
         moesaic time --batch rows.jsonl --out seconds.jsonl
     """
+    answered = far = False
     with written(Output("jsonl", out, quiet)) as write:
         lines = numbered_lines(batch)
         while chunk := list(itertools.islice(lines, CHUNK)):
-            write(_answers(chunk, extrapolate=extrapolate))
+            answers = _answers(chunk, extrapolate=extrapolate)
+            write(answers)
+            answered = answered or any(ANSWERED.search(answer) for answer in answers)
+            far = far or (not answered and any(FAR in answer for answer in answers))
+    if far and not answered:
+        raise MoesaicError("outside_evidence", NOTHING)
 
 
 def _answers(lines: list[tuple[int, str]], *, extrapolate: bool) -> list[str]:

@@ -128,3 +128,18 @@ def test_the_verb_keeps_order_around_a_bad_line(tmp_path, capsys):
     assert found[3]["error"]["kind"] == "invalid"
     assert found[599]["id"] == "599"
     assert "line 4" in found[3]["error"]["message"]
+
+
+def test_far_outside_exits_with_four(tmp_path, capsys):
+    batch = tmp_path / "rows.jsonl"
+    batch.write_text(json.dumps(GEMM | {"m": 1e9, "n": 1e7}) + "\n")
+    with pytest.raises(SystemExit) as ended:
+        main(["time", "--batch", str(batch)])
+    assert ended.value.code == 4
+    told = capsys.readouterr()
+    assert json.loads(told.out)["error"]["kind"] == "outside_evidence"
+    assert "--extrapolate" in told.err
+    main(["time", "--batch", str(batch), "--extrapolate"])
+    batch.write_text(batch.read_text() + json.dumps(GEMM) + "\n")
+    main(["time", "--batch", str(batch)])
+    assert "null" in capsys.readouterr().out
