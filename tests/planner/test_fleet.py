@@ -13,7 +13,7 @@ SMALL = {
     "machines": [{"cluster": "dgx-h100", "device_hour_usd": 2.0},
                  {"cluster": "xeon-6980p-x2", "backend": "llama-cpp", "device_hour_usd": 1.0}],
     "classes": [{"name": "a", "model": "mixtral-8x7b",
-                 "workload": {"isl": 500, "osl": 100, "request_rate": 400},
+                 "workload": {"isl": 500, "osl": 100, "request_rate": 4000},
                  "limits": {"tpot_s": "50 ms"}},
                 {"name": "b", "model": "olmoe-1b-7b",
                  "workload": {"isl": 500, "osl": 100, "request_rate": 5}}],
