@@ -12,7 +12,7 @@ from hwprofiles.cluster import Cluster
 from hwprofiles.errors import MoesaicError
 from planner.routing import expert_shares
 from planner.simulation.elastic import ScaleCosts, Scaling, WorkerBytes
-from planner.simulation.planned_steps import spare_experts
+from planner.simulation.priced import spare_experts
 from planner.simulation.question import PoolLayout, ScaleEvent, SimulationQuestion
 from planner.simulation.relayout import Array, Ints, Relayout, balance, in_order, relayout
 from planner.simulation.told import NewLayout

@@ -11,26 +11,21 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import polars as pl
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from hwprofiles.cluster import Cluster
 from hwprofiles.document import Document
 from hwprofiles.errors import MoesaicError
 from hwprofiles.files import read_document
 from hwprofiles.kernels import COLLECTIVES, EXCHANGES
-from hwprofiles.library import resolve_cluster
 from hwprofiles.timing.profile import FOLDER
 from hwprofiles.units import Share
-from planner.candidates import POINT, Layout, broken_rule, number
-from planner.engines import load_engine
-from planner.model_library import resolve_model
-from planner.moe_model import MoeModel
+from planner.candidates import POINT, Layout, number
 from planner.pricing import Priced, Question, price
 from planner.quantities import Estimate
-from planner.routing import Routing, UniformRouting
 from planner.simulation.layer_pipeline import Cores, LayerSeconds, PassResult, simulate_pass
+from planner.simulation.priced import PricedQuestion, check_layout, spare_experts
 from planner.timing.step import weakest_source
-from planner.work.sheet import formats_of
 
 SIDES = ("low", "typical", "high")
 PARTS = {
@@ -51,19 +46,12 @@ class PassLayout(Document):
     moe_ep: Count | None = None
 
 
-class PassQuestion(Document):
+class PassQuestion(PricedQuestion):
     """One forward pass of a worker, whole and in micro-batches."""
 
     schema_version: Literal[1] = 1
     kind: Literal["pass"] = "pass"
     name: Annotated[str, Field(max_length=200)] = "pass"
-    model: Annotated[MoeModel, BeforeValidator(resolve_model)]
-    cluster: Annotated[Cluster, BeforeValidator(resolve_cluster)]
-    backend: str = "vllm"
-    backend_version: str | None = None
-    precision: str | None = None
-    kv_dtype: str = "bf16"
-    routing: Routing = UniformRouting()
     layout: PassLayout = PassLayout()
     phase: Literal["prefill", "decode"] = "decode"
     batch: Count
@@ -206,11 +194,8 @@ def _micro_batches(question: PassQuestion, side: str) -> list[Played]:
 def price_part(question: PassQuestion, side: str, parts: int, cores: float | None) -> Played:
     """Price one of so many equal parts of the batch, on all cores or on a share of them."""
     cluster = question.cluster if cores is None else _with_cores(question.cluster, cores)
-    asked = Question(
-        question.model, cluster, load_engine(question.backend, question.backend_version),
-        question.routing, formats_of(question.model, question.precision, question.kv_dtype),
-    )  # fmt: skip
-    priced = price(_point(question, parts), asked, fitted=False)
+    asked = question.shared(cluster)
+    priced = price(_point(question, asked, parts), asked, fitted=False)
     seconds = dict.fromkeys(("attention", "dispatch", "combine", "experts", "shared", "once"), 0.0)
     stages = priced.timed.select(
         "stage", (pl.col(f"{side}_s") * pl.col("repeat_count")).alias("spent_s")
@@ -226,20 +211,10 @@ def price_part(question: PassQuestion, side: str, parts: int, cores: float | Non
     return Played(layer, once, max(row["busy_ratio"], 1.0), priced)
 
 
-def _point(question: PassQuestion, parts: int) -> pl.DataFrame:
+def _point(question: PassQuestion, asked: Question, parts: int) -> pl.DataFrame:
     layout = _layout(question)
-    moe = question.model.moe
-    spare = -moe.experts % layout.moe_ep if moe is not None else 0
-    broken = broken_rule(layout, question.model, question.precision or "", spare)
-    if broken is not None:
-        raise MoesaicError("invalid", broken, "/layout")
-    if layout.devices > question.cluster.device_count:
-        raise MoesaicError(
-            "invalid",
-            f"the layout needs {layout.devices} devices; {question.cluster.name} has "
-            f"{question.cluster.device_count}",
-            "/layout",
-        )
+    spare = spare_experts(question.model, layout.moe_ep)
+    check_layout(layout, asked, spare, "/layout")
     row = {
         **vars(layout), "devices": layout.devices, "phase": question.phase,
         "batch": question.batch / parts, "new_tokens": question.new_tokens,

@@ -17,14 +17,14 @@ import numpy as np
 import polars as pl
 
 from hwprofiles.errors import MoesaicError
-from planner.candidates import POINT, Layout, broken_rule, number, tokens_per_step
-from planner.moe_model import MoeModel
+from planner.candidates import POINT, Layout, number, tokens_per_step
 from planner.pricing import Question, price
 from planner.quantities import Source
 from planner.routing import expert_shares
 from planner.simulation.drawn_load import DrawnLoadSeconds, busy_factors
 from planner.simulation.elastic import WorkerBytes
 from planner.simulation.grid import Grid
+from planner.simulation.priced import check_layout, spare_experts
 from planner.simulation.rank import EngineLimits
 from planner.simulation.step_seconds import Iteration, StepSeconds
 from planner.timing.step import weakest_source
@@ -88,16 +88,7 @@ class PlannedSteps:
         redundant: int = 0,
     ) -> None:
         spare = spare_experts(question.model, layout.moe_ep, redundant)
-        broken = broken_rule(layout, question.model, question.formats.weights.routed, spare)
-        if broken is not None:
-            raise MoesaicError("invalid", broken, "/tp")
-        if layout.devices > question.cluster.device_count:
-            raise MoesaicError(
-                "invalid",
-                f"the layout needs {layout.devices} devices; {question.cluster.name} has "
-                f"{question.cluster.device_count}",
-                "/tp",
-            )
+        check_layout(layout, question, spare, "/layout")
         self._question, self._layout = question, layout
         self._axes = axes
         self.priced = price(_passes(axes, layout, limits, question, spare), question)
@@ -220,13 +211,6 @@ class PlannedRankSeconds:
         context = work.decode_context_tokens / sequences
         cache_s = self._decode(sequences, context) - self._decode(sequences, self._first)
         return both_s + max(cache_s, 0.0)
-
-
-def spare_experts(model: MoeModel, moe_ep: int, redundant: int = 0) -> int:
-    """Copies: those asked for, and those that make all divide among the ranks, as engines do."""
-    if model.moe is None:
-        return 0
-    return redundant + -(model.moe.experts + redundant) % moe_ep
 
 
 def _passes(

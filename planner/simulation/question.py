@@ -5,15 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
-from hwprofiles.cluster import Cluster
 from hwprofiles.document import Document
-from hwprofiles.library import resolve_cluster
 from hwprofiles.units import BytesPerS, Seconds, Share
-from planner.model_library import resolve_model
-from planner.moe_model import MoeModel
-from planner.routing import Routing, UniformRouting
+from planner.simulation.priced import PricedQuestion
 from planner.simulation.serving import ROUTERS
 from planner.simulation.told import EventCost
 
@@ -185,19 +181,12 @@ class SloLimits(Document):
     e2e_s: Seconds | None = None
 
 
-class SimulationQuestion(Document):
+class SimulationQuestion(PricedQuestion):
     """A complete question; names are resolved when it is read."""
 
     schema_version: Literal[1] = 1
     kind: Literal["serving"] = "serving"
     name: Annotated[str, Field(max_length=200)] = "simulation"
-    model: Annotated[MoeModel, BeforeValidator(resolve_model)]
-    cluster: Annotated[Cluster, BeforeValidator(resolve_cluster)]
-    backend: str = "vllm"
-    backend_version: str | None = None
-    precision: str | None = None
-    kv_dtype: str = "bf16"
-    routing: Routing = UniformRouting()
     layout: PoolLayout = PoolLayout()
     """The engines, or those that prefill when `decode` is given."""
     decode: PoolLayout | None = None

@@ -4,34 +4,27 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
-from hwprofiles.cluster import Cluster
 from hwprofiles.document import Document
 from hwprofiles.errors import MoesaicError
-from hwprofiles.library import resolve_cluster
 from hwprofiles.units import Share
-from planner.model_library import resolve_model
-from planner.moe_model import MoeModel
 from planner.simulation.elastic import STRATEGIES, ScaleCosts, WorkerBytes, scale
 from planner.simulation.passes import PassLayout, PassQuestion, price_part
 from planner.simulation.planned_steps import worker_bytes
+from planner.simulation.priced import PricedQuestion
 from planner.simulation.question import ScaleRates
 from planner.simulation.told import StrategyCost, told
 
 Count = Annotated[int, Field(ge=1, le=65_536)]
 
 
-class ScalingQuestion(Document):
+class ScalingQuestion(PricedQuestion):
     """A worker that changes its data-parallel ranks."""
 
     schema_version: Literal[1] = 1
     kind: Literal["scaling"] = "scaling"
     name: Annotated[str, Field(max_length=200)] = "scaling"
-    model: Annotated[MoeModel, BeforeValidator(resolve_model)]
-    cluster: Annotated[Cluster, BeforeValidator(resolve_cluster)]
-    backend: str = "vllm"
-    precision: str | None = None
     layout: PassLayout
     """Today's; its experts spread over all ranks, before and after."""
     dp: Count
@@ -87,9 +80,8 @@ def answer_scaling(question: ScalingQuestion) -> ScalingAnswer:
 def _held(question: ScalingQuestion, dp: int) -> WorkerBytes:
     layout = question.layout.model_copy(update={"dp": dp, "moe_ep": None})
     asked = PassQuestion(
-        model=question.model, cluster=question.cluster, backend=question.backend,
-        precision=question.precision, layout=layout, phase="decode", batch=1, micro_batches=1,
-        past_tokens=1.0,
+        **{name: getattr(question, name) for name in PricedQuestion.model_fields},
+        layout=layout, phase="decode", batch=1, micro_batches=1, past_tokens=1.0,
     )  # fmt: skip
     return worker_bytes(price_part(asked, "typical", 1, None).priced.passes, 0.0)
 

@@ -11,7 +11,6 @@ import numpy as np
 import polars as pl
 
 from planner.candidates import Layout
-from planner.engines import load_engine
 from planner.formats.lengths import read_vidur_lengths
 from planner.formats.request import Request
 from planner.formats.traces import read_trace
@@ -44,7 +43,6 @@ from planner.simulation.record import RequestLog
 from planner.simulation.serving import Options, Pool, Serving, Split
 from planner.simulation.step_seconds import StepSeconds
 from planner.simulation.summary import Slo, banded, measures
-from planner.work.sheet import formats_of
 
 Progress = Callable[[int, int, float], None]
 """Called with run number, requests answered in it, simulated seconds."""
@@ -109,10 +107,7 @@ def simulate(
 
 def prepare(question: SimulationQuestion) -> Prepared:
     """Read defaults from the engine, price every pass, and see what memory leaves for KV."""
-    shared = Question(
-        question.model, question.cluster, load_engine(question.backend, question.backend_version),
-        question.routing, formats_of(question.model, question.precision, question.kv_dtype),
-    )  # fmt: skip
+    shared = question.shared()
     longest = _longest_tokens(question)
     pools: dict[PoolName, PoolLayout] = {"layout": question.layout}
     if question.decode is not None:
