@@ -4,7 +4,7 @@ PY := .venv/bin/python
 
 setup: ## a virtual environment with every pinned dependency, then the package itself
 	python3 -m venv .venv
-	$(PY) -m pip install --quiet --require-hashes -r requirements.lock
+	$(PY) -m pip install --quiet --no-deps --require-hashes -r requirements.lock
 	$(PY) -m pip install --quiet --no-deps --no-build-isolation -e .
 
 check: format lint types contracts test docs ## everything CI runs
