@@ -191,7 +191,7 @@ def torch() -> Any:
 def test_torch_runs_every_family_on_a_cpu(torch: Any, tmp_path: Path, form: str) -> None:
     runner = TorchCuda("cpu", torch=torch, folder=tmp_path)
     runner.trash = torch.zeros(64)
-    rows = cases(runner.families, (form,), runner.tiers, room_bytes=6e7)
+    rows = cases(runner.families, (form,), runner.tiers, room_bytes=2e8)
     rows += [{"kernel": "copy", "tier": "ssd", "bytes": 2.0**16}]
     first = {(row["kernel"], row.get("tier")): row for row in reversed(rows)}
     wanted = set(BUILDERS) - set(COLLECTIVES)
