@@ -212,11 +212,12 @@ def _quickest(
     The programme sees only rates; a pool that is not the slower one often has rate to spare.
     """
     served = min(pick.workers * rows[pick.row]["request_rate_typical"] for pick in picks)
+    asked = allowed.select(SWAPPED)
     swapped = []
     for pick in picks:
         row = rows[pick.row]
         latency = "ttft_s_typical" if pick.role == "prefill" else "tpot_s_typical"
-        equal = allowed.filter(
+        equal = asked.filter(
             pl.col("role") == pick.role,
             pl.col("machine") == row["machine"],
             pl.col("model_variant") == row["model_variant"],
@@ -224,9 +225,16 @@ def _quickest(
             pl.col("request_rate_typical") * pick.workers >= served * (1 - 1e-9),
             (pl.col("inflight") >= row["inflight"]) | (pick.role == "prefill"),
         )
-        best = equal.sort(latency, "row").row(0, named=True)
-        swapped.append(Pick(best["row"], pick.role, pick.workers))
+        best = int(equal.select("row", latency).sort(latency, "row")["row"][0])
+        swapped.append(Pick(best, pick.role, pick.workers))
     return tuple(swapped)
+
+
+SWAPPED = (
+    "row", "role", "machine", "model_variant", "devices", "inflight",
+    "request_rate_typical", "ttft_s_typical", "tpot_s_typical",
+)  # fmt: skip
+"""What an exchange of equals looks at; the other columns would only be copied."""
 
 
 def device_limit(scenario: Scenario) -> int:
