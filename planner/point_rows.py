@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from hwprofiles.device import Device
@@ -68,7 +68,8 @@ def check_point(point: Point, question: Question) -> None:
             point.experts,
         )  # fmt: skip
         if reason is not None:
-            raise MoesaicError("invalid", f"{reason} (layout {layout})", "/tp")
+            asked = ", ".join(f"{name} {ranks}" for name, ranks in asdict(layout).items())
+            raise MoesaicError("invalid", f"{reason} (layout: {asked})", "/tp")
 
 
 def _copies(layout: Layout, question: Question) -> int:
