@@ -114,6 +114,7 @@ _Played = tuple[float, float, float, pl.DataFrame]
 
 
 def _given(question: ScheduleQuestion) -> tuple[Sizes, StageSeconds, tuple[str, ...]]:
+    # The document refuses a question without training that lacks one of them.
     assert question.seconds and question.stages and question.micro_batches  # noqa: S101, PT018
     sizes = (question.stages, question.micro_batches, question.chunks)
     return sizes, question.seconds, ()

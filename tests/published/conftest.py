@@ -5,14 +5,17 @@ from __future__ import annotations
 
 import csv
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 import pytest
 
 from hwprofiles.crossing import Links, crossing_s
+from planner.estimate import estimate_one
 from planner.formats.expert_load import read_expert_load
 from planner.moe_model import MoeFfn
 from planner.search.eplb import eplb
+from planner.validation.papers import paper_figures
 from planner.work.order import FineGrained, cdac, dcca, sharded_elements
 from planner.work.volumes import crossing_of, exchange_of
 
@@ -152,3 +155,15 @@ def served_elsewhere(shared):
         loads.append(counts[counts.sum(axis=1) > 0])
     pairs = [(a, b) for a in loads for b in loads if a is not b]
     return [{"kind": "measured", "counts": after_eplb(*pair).tolist()} for pair in pairs]
+
+
+@pytest.fixture(scope="session")
+def error_of():
+    """Relative error of the estimate of a paper's figure, by its name."""
+
+    @cache
+    def found(name):
+        figure = paper_figures()[name]
+        return getattr(estimate_one(figure.point), figure.target).typical / figure.value - 1
+
+    return found

@@ -4,8 +4,6 @@ Storage: two numbers fitted on the i9-14900K (arXiv:2507.20984, Tables 4 to 7). 
 the engine fitted on the decode rows of one socket (KTransformers v0.2). The rest is predicted.
 """
 
-from functools import cache
-
 import pytest
 
 from planner.estimate import estimate_one
@@ -14,25 +12,18 @@ from planner.validation.offload_fit import fit_offload
 from planner.validation.papers import paper_figures
 
 
-@cache
-def error_of(name):
-    figure = paper_figures()[name]
-    answer = estimate_one(figure.point)
-    return getattr(answer, figure.target).typical / figure.value - 1
-
-
 def named(*parts):
     return [name for name in paper_figures() if all(part in name for part in parts)]
 
 
 @pytest.mark.parametrize("name", named("st-", "-limited-"))
-def test_limited_memory_within_5_percent(name):
+def test_limited_memory_within_5_percent(error_of, name):
     """8 GiB for the 21B and 1 GiB for the 4B model; reached: at most 4.1 % (21B on the phone)."""
     assert abs(error_of(name)) < 0.05
 
 
 @pytest.mark.parametrize("name", named("st-", "-memory-"))
-def test_in_memory_within_30_percent(name):
+def test_in_memory_within_30_percent(error_of, name):
     """No number of these devices is fitted; reached: at most 27 % (Qwen3-30B on the phone)."""
     assert abs(error_of(name)) < 0.30
 
@@ -67,13 +58,13 @@ def test_a_slow_board_is_told_apart_from_a_fast_one():
 
 
 @pytest.mark.parametrize("name", named("kt-", "-decode"))
-def test_ktransformers_decode_within_10_percent(name):
+def test_ktransformers_decode_within_10_percent(error_of, name):
     """One and two sockets, 8 and 6 experts, v0.2 and v0.2.1, 500 to 7,678 tokens of context."""
     assert abs(error_of(name)) < 0.10
 
 
 @pytest.mark.parametrize("name", named("kt-02-single", "-prefill"))
-def test_ktransformers_prefill_on_one_socket_within_15_percent(name):
+def test_ktransformers_prefill_on_one_socket_within_15_percent(error_of, name):
     assert abs(error_of(name)) < 0.15
 
 
@@ -83,5 +74,5 @@ def test_ktransformers_prefill_on_one_socket_within_15_percent(name):
     "3,800 tokens on the published runs slow down again",
 )
 @pytest.mark.parametrize("name", [*named("kt-02-dual", "-prefill"), *named("kt-021", "-prefill")])
-def test_ktransformers_prefill_on_two_sockets_within_15_percent(name):
+def test_ktransformers_prefill_on_two_sockets_within_15_percent(error_of, name):
     assert abs(error_of(name)) < 0.15
