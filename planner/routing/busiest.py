@@ -6,14 +6,16 @@ Few tokens make it larger than the shares alone say; it is found by drawing toke
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hwprofiles.errors import MoesaicError
 from planner.moe_model import MoeFfn
-from planner.routing.draws import Shares, chances, drawn_counts
+from planner.routing.draws import DRAWS, Shares, chances, drawn_counts
 from planner.routing.load import Array
 
 
@@ -64,41 +66,93 @@ def device_load(
         )  # fmt: skip
     keys = np.stack([ranks, counts, copies], axis=1)
     distinct, where = np.unique(keys, axis=0, return_inverse=True)
-    table = Shares.of(shares)
-    found = np.array([_busiest(table, moe, *(int(v) for v in key)) for key in distinct])
-    values = found[where.reshape(-1)]
+    values = _found(Shares.of(shares), moe, distinct)[where.reshape(-1)]
     return DeviceLoad(values[:, 0], values[:, 1], values[:, 2])
 
 
-@lru_cache(maxsize=4096)
-def _busiest(
-    table: Shares, moe: MoeFfn, ep: int, tokens: int, redundant: int
-) -> tuple[float, float, float]:
-    owner = _owners(table, moe, ep, redundant)
-    active = _active(chances(table, moe), owner, tokens)
+MOST_KNOWN = 100_000
+"""Loads that are remembered for one expert block: some 20 MB."""
+Loads = dict[tuple[int, ...], tuple[float, float, float]]
+
+
+@lru_cache(maxsize=64)
+def _known(table: Shares, moe: MoeFfn) -> Loads:
+    """Loads found so far by ranks, tokens and copies."""
+    del table, moe
+    return {}
+
+
+def _found(table: Shares, moe: MoeFfn, keys: NDArray[np.int64]) -> Array:
+    """Ratio, active experts and error of distinct (ranks, tokens, copies), [keys, 3]."""
+    known, wanted = _known(table, moe), [tuple(key) for key in keys.tolist()]
+    if len(known) > MOST_KNOWN:
+        known.clear()
+    new: dict[tuple[int, int, int], list[int]] = defaultdict(list)
+    for ranks, tokens, copies in wanted:
+        if (ranks, tokens, copies) not in known:
+            size = max(drawn for drawn in DRAWN_TOKENS if drawn <= tokens)
+            new[ranks, copies, size].append(tokens)
+    for (ranks, copies, size), tokens in new.items():
+        values = _busiest(table, moe, (ranks, copies, size), np.array(tokens))
+        known.update(
+            ((ranks, count, copies), tuple(value))
+            for count, value in zip(tokens, values.tolist(), strict=True)
+        )
+    return np.array([known[key] for key in wanted])
+
+
+MOST_NUMBERS = 4_000_000
+"""Of an array that is held at once."""
+
+
+def _busiest(table: Shares, moe: MoeFfn, place: tuple[int, int, int], tokens: Array) -> Array:
+    """`place`: ranks, copies, and how many tokens are drawn for these batches."""
+    ep, copies, size = place
+    owner, chosen = _owners(table, moe, ep, copies), chances(table, moe)
+    step = max(1, MOST_NUMBERS // (owner.size + max(len(owner), DRAWS) * ep))
+    parts = [tokens[at : at + step] for at in range(0, len(tokens), step)]
+    active = np.concatenate([_active(chosen, owner, part) for part in parts])
     if ep == 1:
-        return 1.0, active, 0.0
-    size = max(drawn for drawn in DRAWN_TOKENS if drawn <= tokens)
-    expected = np.einsum("le,ler->lr", chances(table, moe), owner, optimize=True)
+        return np.stack([np.ones_like(active), active, np.zeros_like(active)], axis=1)
+    expected = np.einsum("le,ler->lr", chosen, owner, optimize=True)
     counts = drawn_counts(table, moe, size)
-    loads = np.matmul(counts, owner)
-    deviation = (loads - size * expected[:, None, :]) * np.sqrt(tokens / size)
-    ratio = (tokens * expected[:, None, :] + deviation).max(axis=2) * ep / (tokens * moe.top_k)
-    within = ratio.std(axis=1).mean() if counts.shape[1] > 1 else _spread(ratio, expected, moe, ep)
-    return float(ratio.mean()), active, float(within / np.sqrt(ratio.size))
+    away = np.matmul(counts, owner) - size * expected[:, None, :]
+    found = [_ratios(away, expected, (moe.top_k, size), part) for part in parts]
+    ratio, error = (np.concatenate(side) for side in zip(*found, strict=True))
+    return np.stack([ratio, active, error], axis=1)
 
 
-def _spread(ratio: Array, expected: Array, moe: MoeFfn, ep: int) -> Array:
-    """Deviation of single draws from what the layer's shares alone give."""
-    plain = expected.max(axis=1) * ep / moe.top_k
-    return np.asarray((ratio[:, 0] - plain).std())
+def _ratios(
+    away: Array, expected: Array, choice: tuple[int, int], tokens: Array
+) -> tuple[Array, Array]:
+    """Busiest rank over the mean, and its standard error, [tokens].
+
+    Args:
+        away: [layers, draws, ranks], drawn loads less the expected ones.
+        expected: [layers, ranks], pairs of one token.
+        choice: top_k, and how many tokens were drawn.
+        tokens: tokens of a pass.
+    """
+    (top_k, size), ep = choice, expected.shape[1]
+    many = tokens[:, None, None, None]
+    deviation = away * np.sqrt(many / size)
+    most = (many * expected[:, None, :] + deviation).max(axis=3)
+    ratio = most * ep / (tokens * top_k)[:, None, None]
+    plain = expected.max(axis=1) * ep / top_k
+    drawn = ratio.shape[2] > 1
+    within = ratio.std(axis=2).mean(axis=1) if drawn else (ratio[:, :, 0] - plain).std(axis=1)
+    count = ratio[0].size
+    return ratio.reshape(len(tokens), -1).mean(axis=1), within / np.sqrt(count)
 
 
-def _active(chosen: Array, owner: Array, tokens: int) -> float:
+def _active(chosen: Array, owner: Array, tokens: Array) -> Array:
     """Experts with a token on the busiest rank: each is missed by all tokens with (1 - q)^T."""
-    touched = 1 - (1 - np.minimum(chosen, 1.0)) ** tokens
-    by_rank = np.einsum("le,ler->lr", touched, owner > 0, optimize=True)
-    return float(by_rank.max(axis=1).mean())
+    held = owner > 0
+    if len(chosen) > 1 and (chosen == chosen[0]).all() and (held == held[0]).all():
+        chosen, held = chosen[:1], held[:1]  # layers alike
+    touched = 1 - (1 - np.minimum(chosen, 1.0)) ** tokens[:, None, None]
+    by_rank = np.matmul(touched[:, :, None, :], held.astype(float))[:, :, 0]
+    return np.asarray(by_rank.max(axis=2).mean(axis=1))
 
 
 @lru_cache(maxsize=256)
@@ -110,7 +164,9 @@ def _owners(table: Shares, moe: MoeFfn, ep: int, redundant: int) -> Array:
         one = (rank[:, None] == np.arange(ep)).astype(float)
         return np.ascontiguousarray(np.broadcast_to(one, (len(shares), experts, ep)))
     slots = (experts + redundant) // ep
-    return np.stack([_packed(row, ep, slots, redundant) for row in shares])
+    rows, where = np.unique(shares, axis=0, return_inverse=True)
+    packed = np.stack([_packed(row, ep, slots, redundant) for row in rows])
+    return np.ascontiguousarray(packed[where.reshape(-1)])
 
 
 def _packed(shares: Array, ep: int, slots: int, redundant: int) -> Array:

@@ -19,6 +19,7 @@ from planner.routing import (
     device_load,
     expert_shares,
 )
+from planner.routing.busiest import _known
 from planner.routing.draws import Shares, chances
 from planner.routing.imbalance import (
     chosen_max_over_mean,
@@ -174,3 +175,25 @@ def test_deepseek_v3_traces_on_8_32_and_64_devices(name, printed, shared):
     assert recorded == pytest.approx(printed, abs=5e-4)
     load = device_load(shares, moe, np.array([8, 32, 64]), np.array([10**9] * 3))
     assert load.busy_ratio == pytest.approx(recorded, rel=1e-3)
+
+
+@given(
+    asked=st.lists(
+        st.tuples(st.sampled_from([1, 2, 8]), st.integers(1, 5000), st.sampled_from([0, 8])),
+        min_size=2, max_size=12,
+    ),
+    alpha=st.sampled_from([0.0, 0.7]),
+)  # fmt: skip
+@settings(max_examples=15, deadline=None)
+def test_a_load_is_the_same_to_the_bit_whatever_is_asked_beside_it(asked, alpha):
+    shares = np.arange(1, 65) ** -alpha * np.ones((3, 1))
+    shares /= shares.sum(axis=1, keepdims=True)
+    ranks, tokens, copies = (np.array(column) for column in zip(*asked, strict=True))
+    _known.cache_clear()
+    together = device_load(shares, FINE, ranks, tokens, copies)
+    for at in range(len(asked)):
+        _known.cache_clear()
+        one = slice(at, at + 1)
+        alone = device_load(shares, FINE, ranks[one], tokens[one], copies[one])
+        for name in ("busy_ratio", "active_experts", "error_ratio"):
+            assert getattr(alone, name)[0] == getattr(together, name)[at]
