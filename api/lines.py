@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -19,23 +20,38 @@ def parsed_lines(path: Path) -> Iterator[object]:
     Raises:
         MoesaicError: `invalid` when the file cannot be read.
     """
-    for number, line in numbered_lines(path):
-        yield parsed(line, number)
+    for first, block in blocks(path, READ_BYTES):
+        for number, line in numbered(block, first):
+            yield parsed(line, number)
 
 
-def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Text and number of each line that is not blank.
+READ_BYTES = 2**16
+
+
+def blocks(path: Path, size_bytes: int) -> Iterator[tuple[int, bytes]]:
+    """Whole lines of some `size_bytes` together, and the number of the first of them.
 
     Raises:
         MoesaicError: `invalid` when the file cannot be read.
     """
+    number = 1
     try:
-        with path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    yield number, line
+        with path.open("rb") as file:
+            while block := file.read(size_bytes) + file.readline():
+                if not block.isascii():
+                    block.decode()
+                yield number, block
+                number += block.count(b"\n")
     except (OSError, UnicodeDecodeError) as error:
         raise MoesaicError("invalid", f"cannot read {path}: {error}") from error
+
+
+def numbered(block: bytes, first: int) -> Iterator[tuple[int, str]]:
+    """Text and number of each line that is not blank; the first one's number is `first`."""
+    with io.TextIOWrapper(io.BytesIO(block), encoding="utf-8") as lines:
+        for number, line in enumerate(lines, first):
+            if line.strip():
+                yield number, line
 
 
 def parsed(line: str, number: int) -> object:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from pathlib import Path
 
 import click
 
-from api.lines import numbered_lines, parsed, written
+from api.lines import blocks, numbered, parsed, written
 from api.output import Output
 from hwprofiles.errors import MoesaicError
 
-CHUNK = 100_000
-"""Lines answered together; finished ones are written before the next are read."""
+BLOCK_BYTES = 16 * 2**20
+"""Lines answered together, some 100,000; finished ones are written before the next are read."""
 ANSWERED = re.compile(r'"error": ?null}$')
 FAR = '"kind": "outside_evidence"'
 NOTHING = (
@@ -55,9 +54,8 @@ def command(batch: Path, extrapolate: bool, out: Path | None, quiet: bool) -> No
     """
     answered = far = False
     with written(Output("jsonl", out, quiet)) as write:
-        lines = numbered_lines(batch)
-        while chunk := list(itertools.islice(lines, CHUNK)):
-            answers = _answers(chunk, extrapolate=extrapolate)
+        for first, block in blocks(batch, BLOCK_BYTES):
+            answers = _answers(block, first, extrapolate=extrapolate)
             write(answers)
             answered = answered or any(ANSWERED.search(answer) for answer in answers)
             far = far or (not answered and any(FAR in answer for answer in answers))
@@ -65,15 +63,25 @@ def command(batch: Path, extrapolate: bool, out: Path | None, quiet: bool) -> No
         raise MoesaicError("outside_evidence", NOTHING)
 
 
-def _answers(lines: list[tuple[int, str]], *, extrapolate: bool) -> list[str]:
+def _answers(block: bytes, first: int, *, extrapolate: bool) -> list[str]:
     """Answer a block at once where it can be, else smaller blocks of it, at last line by line."""
+    from hwprofiles.timing.bulk import answer_block
+
+    at_once = answer_block(block, extrapolate=extrapolate)
+    if at_once is not None:
+        return [at_once.rstrip("\n")]
+    lines = list(numbered(block, first))
+    parts = (lines[i : i + SMALL] for i in range(0, len(lines), SMALL))
+    return [answer for part in parts for answer in _some(part, extrapolate=extrapolate)]
+
+
+def _some(lines: list[tuple[int, str]], *, extrapolate: bool) -> list[str]:
+    """Answers of few lines."""
     from hwprofiles.timing.bulk import answer_block
     from hwprofiles.timing.lines import time_lines
 
-    block = answer_block([text.strip() for _, text in lines], extrapolate=extrapolate)
-    if block is not None:
-        return block.splitlines()
-    if len(lines) <= SMALL:
-        return time_lines([parsed(text, n) for n, text in lines], extrapolate=extrapolate)
-    parts = (lines[i : i + SMALL] for i in range(0, len(lines), SMALL))
-    return [answer for part in parts for answer in _answers(part, extrapolate=extrapolate)]
+    text = "\n".join(line.strip() for _, line in lines)
+    at_once = answer_block(text.encode(), extrapolate=extrapolate)
+    if at_once is not None:
+        return [at_once.rstrip("\n")]
+    return time_lines([parsed(line, n) for n, line in lines], extrapolate=extrapolate)

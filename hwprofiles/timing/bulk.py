@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from hwprofiles.errors import MoesaicError
 from hwprofiles.kernels import COLLECTIVES, DTYPES, EXCHANGES, KERNEL_ROW, KERNELS
@@ -28,17 +29,15 @@ _ABOUT: dict[str, type[pl.DataType]] = {
 }
 
 
-def answer_block(texts: Sequence[str], *, extrapolate: bool = False) -> str | None:
+def answer_block(blob: bytes, *, extrapolate: bool = False) -> str | None:
     """Answers as JSON lines in one text, or none where some line needs the careful reader.
 
     Args:
-        texts: lines of JSON, none blank.
+        blob: lines of JSON, the last with or without its end.
         extrapolate: answer far outside what was measured, with wider intervals.
     """
-    blob = "\n".join(texts).encode()
-    some = "\n".join(texts[:: max(1, len(texts) // SAMPLE)]).encode()
-    frame = _understood(blob, some, len(texts)) if len(texts) > SAMPLE else None
-    frame = _understood(blob, blob, len(texts)) if frame is None else frame
+    block = Block.of(blob)
+    frame = None if block.shortest < SHORTEST else _understood(block)
     if frame is None:
         return None
     try:
@@ -51,18 +50,78 @@ def answer_block(texts: Sequence[str], *, extrapolate: bool = False) -> str | No
 
 SAMPLE = 200
 """Lines looked at for the names of fields; where others turn up, all are."""
+SHORTEST = 20
+"""Bytes; no line shorter than this holds a kernel and a device (blank ones do not)."""
+_QUOTE, _SPACE, _COLON, _END = b'" :\n'
 
 
-def _understood(blob: bytes, some: bytes, height: int) -> pl.DataFrame | None:
-    frame = _read(blob, some)
-    return frame if frame is not None and frame.height == height and _plain(frame, blob) else None
+@dataclass(frozen=True)
+class Block:
+    """Lines of JSON as bytes, and where their marks stand: one pass each instead of a search."""
+
+    blob: bytes
+    data: NDArray[np.uint8]
+    ends: Codes
+    """Where each line ends, before its mark."""
+    after: NDArray[np.uint8]
+    """The byte after each colon and one space; a space where there are two."""
+    colons: Codes
+
+    @classmethod
+    def of(cls, blob: bytes) -> Block:
+        """Look for the marks."""
+        blob = blob.rstrip() if blob[-2:].isspace() else blob
+        data = np.frombuffer(blob, np.uint8)
+        colons, ends = np.flatnonzero(data == _COLON), np.flatnonzero(data == _END)
+        last = len(data) - 1
+        after = data.take(colons + 1, mode="clip")
+        after = np.where(after == _SPACE, data.take(colons + 2, mode="clip"), after)
+        if not len(ends) or ends[-1] != last:
+            ends = np.append(ends, last + 1)
+        return cls(blob, data, ends, after, colons)
+
+    @property
+    def shortest(self) -> int:
+        """Bytes of the shortest line."""
+        return int(np.diff(self.ends, prepend=-1).min()) - 1
+
+    @property
+    def some(self) -> bytes:
+        """Lines from all over the block; all of them where there are few."""
+        step = len(self.ends) // SAMPLE
+        if not step:
+            return self.blob
+        starts = self.ends[:-1:step] + 1
+        return b"\n".join(self.blob[i:j] for i, j in zip(starts, self.ends[1::step], strict=True))
+
+    @property
+    def truths(self) -> bool:
+        """True where a value may be a truth value, which would pass for a number."""
+        return bool(np.isin(self.after, np.frombuffer(b"tf ", np.uint8)).any())
+
+    @property
+    def texts_as_ids(self) -> int:
+        """How many lines have a text as their id."""
+        named = self.colons[self.after == _QUOTE]
+        for back, byte in enumerate(b'"di"', start=1):
+            named = named[self.data[named - back] == byte]
+        return len(named)
+
+
+def _understood(block: Block) -> pl.DataFrame | None:
+    """The lines as a table, read for the fields of some lines first."""
+    if block.truths:
+        return None
+    for some in (block.some, block.blob):
+        frame = _read(block.blob, some)
+        if frame is not None and frame.height == len(block.ends) and _plain(frame, block):
+            return frame
+    return None
 
 
 def _read(blob: bytes, some: bytes) -> pl.DataFrame | None:
     """Read the fields that occur in `some` of the lines."""
-    if b"true" in blob or b"false" in blob:  # a truth value would pass for a number
-        return None
-    quoted = blob.count(b'"id": "') + blob.count(b'"id":"')
+    quoted = b'"id": "' in some or b'"id":"' in some
     schema: dict[str, type[pl.DataType]] = {"id": pl.String if quoted else pl.Int64}
     schema |= {
         name: kind for name, kind in (KERNEL_ROW | _ABOUT).items() if f'"{name}"'.encode() in some
@@ -73,15 +132,15 @@ def _read(blob: bytes, some: bytes) -> pl.DataFrame | None:
         return None
 
 
-def _plain(frame: pl.DataFrame, blob: bytes) -> bool:
+def _plain(frame: pl.DataFrame, block: Block) -> bool:
     """True where every field was understood, every name is known and every size is a size."""
     given = sum(frame.height - frame[name].null_count() for name in frame.columns)
     if "skew" in frame.columns:
         given += int(frame["skew"].str.starts_with("{").sum())
-    if blob.count(b'":') != given or frame["id"].null_count():
+    if len(block.colons) != given and block.blob.count(b'":') != given:  # ids may hold colons
         return False
     texts = frame.schema["id"] == pl.String
-    if texts and blob.count(b'"id": "') + blob.count(b'"id":"') != frame.height:
+    if frame["id"].null_count() or (texts and block.texts_as_ids != frame.height):
         return False  # a number among texts would come back as a text
     return _known(frame) and _sizes(frame)
 

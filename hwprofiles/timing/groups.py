@@ -42,6 +42,17 @@ def groups_of(columns: Columns, rows: Codes | None = None, width: int = 1) -> It
         rows: numbers of the rows that are meant; none: all.
         width: devices of a node.
     """
+    named, whole = columns.kept(("groups", width), lambda: _named(columns, width))
+    order = np.argsort(whole if rows is None else whole[rows], kind="stable")
+    order = order if rows is None else rows[order]
+    edges = np.flatnonzero(np.diff(whole[order])) + 1
+    for chosen in sorted(np.split(order, edges), key=lambda part: int(part[0])):
+        names = {name: labels[codes[chosen[0]]] for name, (labels, codes) in named.items()}
+        yield Group(names.pop("kernel"), names, chosen)
+
+
+def _named(columns: Columns, width: int) -> tuple[dict[str, _Named], Codes]:
+    """Names that choose a table, and a number for each combination of them that rows have."""
     named = {
         "kernel": columns.labels("kernel"),
         "dtype": _format(columns.labels("dtype")),
@@ -51,12 +62,7 @@ def groups_of(columns: Columns, rows: Codes | None = None, width: int = 1) -> It
     whole = np.zeros(columns.frame.height, dtype=np.intp)
     for labels, codes in named.values():
         whole = whole * len(labels) + codes
-    order = np.argsort(whole if rows is None else whole[rows], kind="stable")
-    order = order if rows is None else rows[order]
-    edges = np.flatnonzero(np.diff(whole[order])) + 1
-    for chosen in sorted(np.split(order, edges), key=lambda part: int(part[0])):
-        names = {name: labels[codes[chosen[0]]] for name, (labels, codes) in named.items()}
-        yield Group(names.pop("kernel"), names, chosen)
+    return named, whole
 
 
 def _format(named: _Named) -> _Named:

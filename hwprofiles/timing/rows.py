@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import polars as pl
@@ -17,6 +17,7 @@ from hwprofiles.kernels import dtype
 
 Array = NDArray[np.float64]
 Codes = NDArray[np.intp]
+Made = TypeVar("Made")
 TIMES = ("low_s", "typical_s", "high_s")
 TIMED: dict[str, type[pl.DataType]] = {
     "low_s": pl.Float64,
@@ -35,9 +36,17 @@ class Columns:
     frame: pl.DataFrame
     _numbers: dict[str, Array] = field(default_factory=dict)
     _labels: dict[str, tuple[list[str | None], Codes]] = field(default_factory=dict)
+    _kept: dict[Hashable, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.names = frozenset(self.frame.columns)
+
+    def kept(self, name: Hashable, make: Callable[[], Made]) -> Made:
+        """What is made of the whole table once, under a name of the caller's."""
+        if name not in self._kept:
+            self._kept[name] = make()
+        made: Made = self._kept[name]
+        return made
 
     def numbers(self, name: str) -> Array:
         """A column as floats; nulls become NaN (polars' own fill costs milliseconds a call)."""
@@ -55,11 +64,25 @@ class Columns:
             if series is None or series.null_count() == height:
                 self._labels[name] = [None], np.zeros(height, dtype=np.intp)
             else:
-                texts = series.to_list()
-                known = {text: code for code, text in enumerate(dict.fromkeys(texts))}
-                codes = np.fromiter(map(known.__getitem__, texts), np.intp, height)
-                self._labels[name] = list(known), codes
+                self._labels[name] = _coded(series)
         return self._labels[name]
+
+
+MANY = 4096
+"""Rows from which polars' own coding of texts pays for its start (0.2 ms a column)."""
+
+
+def _coded(series: pl.Series) -> tuple[list[str | None], Codes]:
+    """Distinct texts of a column, and which of them each row has."""
+    if len(series) < MANY:
+        texts = series.to_list()
+        known = {text: code for code, text in enumerate(dict.fromkeys(texts))}
+        return list(known), np.fromiter(map(known.__getitem__, texts), np.intp, len(texts))
+    labels: list[str | None] = series.drop_nulls().unique(maintain_order=True).to_list()
+    places = series.cast(pl.Enum([label for label in labels if label is not None])).to_physical()
+    if series.null_count():
+        places, labels = places.cast(pl.UInt32).fill_null(len(labels)), [*labels, None]
+    return labels, places.to_numpy().astype(np.intp)
 
 
 @dataclass(frozen=True)
@@ -75,6 +98,9 @@ class Rows:
     """Numbers that stand in for a column's."""
     names: Mapping[str, str | None] = field(default_factory=dict)
     """Texts that stand in for a column's, the same in every row."""
+    _read: dict[tuple[str, float | None], Array] = field(
+        default_factory=dict, init=False, compare=False, repr=False
+    )
 
     @cached_property
     def columns(self) -> Columns:
@@ -87,11 +113,17 @@ class Rows:
         return self.frame.height if self.chosen is None else len(self.chosen)
 
     def get(self, column: str, default: float | None = None) -> Array:
-        """One column as floats.
+        """One column as floats, which are for reading only: they are made once.
 
         Raises:
             MoesaicError: `invalid` when the column is needed and holds nulls.
         """
+        asked = (column, default)
+        if asked not in self._read:
+            self._read[asked] = self._numbers(column, default)
+        return self._read[asked]
+
+    def _numbers(self, column: str, default: float | None) -> Array:
         if column in self.stated:
             values = self.stated[column]
         elif column in self.columns.names:
@@ -122,7 +154,10 @@ class Rows:
         labels, codes = self.columns.labels(column)
         if len(labels) == 1 or self.chosen is None:
             return labels, self._picked(codes)
-        used, back = np.unique(self._picked(codes), return_inverse=True)
+        picked = self._picked(codes)
+        if len(picked) and (picked == picked[0]).all():
+            return [labels[picked[0]]], np.zeros(len(picked), dtype=np.intp)
+        used, back = np.unique(picked, return_inverse=True)
         return [labels[code] for code in used], back
 
     def by_dtype(self, column: str, look: Callable[[str], float], default: str) -> Array:

@@ -118,7 +118,8 @@ def residual_of(table: Table, place: Place) -> Residual:
     exact = (nearest < SAME)[back]
     for chosen, count in ((exact, 1), (~exact, index.shape[1])):
         if chosen.any():
-            typical[chosen] = _mixed(table, cells, index[back], weight[back], chosen, count)
+            of_shape = back[chosen]
+            typical[chosen] = _mixed(table, cells, index[of_shape], weight[of_shape], chosen, count)
     stretch = np.abs(shape - held)
     sizes = np.maximum(_outside(place.inner, table.inner), _outside(place.outer, table.outer))
     beyond = np.maximum(stretch.max(axis=1)[back], sizes)
@@ -191,23 +192,23 @@ def _mixed(
     chosen: NDArray[np.bool_], count: int,
 ) -> Array:  # fmt: skip
     """Bilinear inside each neighbour's grid, then weighted over neighbours."""
-    picked, weights = index[chosen], weight[chosen]
     if count == 1:
-        nearest = weights.argmax(axis=1)[:, None]
-        picked = np.take_along_axis(picked, nearest, axis=1)
-        weights = np.ones(picked.shape)
-    values = np.zeros(picked.shape)
+        nearest = weight.argmax(axis=1)[:, None]
+        index = np.take_along_axis(index, nearest, axis=1)
+        weight = np.ones(index.shape)
+    values = np.zeros(index.shape)
+    flat, (outer, inner) = table.residual.reshape(-1), table.residual.shape[1:]
+    corner = index * (outer * inner)
     for up_outer in (0, 1):
         part = cells.outer_part[chosen] if up_outer else 1 - cells.outer_part[chosen]
         if not part.any():
             continue
-        row = np.minimum(cells.outer[chosen] + up_outer, len(table.outer) - 1)
+        row = np.minimum(cells.outer[chosen] + up_outer, len(table.outer) - 1) * inner
         for up_inner in (0, 1):
-            inner = cells.inner_part[chosen] if up_inner else 1 - cells.inner_part[chosen]
+            share = cells.inner_part[chosen] if up_inner else 1 - cells.inner_part[chosen]
             column = np.minimum(cells.inner[chosen] + up_inner, len(table.inner) - 1)
-            cell = table.residual[picked, row[:, None], column[:, None]]
-            values += (part * inner)[:, None] * cell
-    return mixed(values, weights, table.outlier)
+            values += (part * share)[:, None] * flat.take(corner + (row + column)[:, None])
+    return mixed(values, weight, table.outlier)
 
 
 def mixed(values: Array, weights: Array, outlier: float) -> Array:

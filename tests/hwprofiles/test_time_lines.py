@@ -94,7 +94,7 @@ MIXED = [
 
 
 def test_blocks_answer_as_single_lines_do():
-    block = answer_block([json.dumps(line) for line in MIXED])
+    block = answer_block("\n".join(json.dumps(line) for line in MIXED).encode())
     assert block is not None
     for text, wanted in zip(block.splitlines(), answers(*MIXED), strict=True):
         found = json.loads(text)
@@ -115,7 +115,7 @@ def test_blocks_answer_as_single_lines_do():
     ],
 )  # fmt: skip
 def test_blocks_leave_anything_unusual_to_the_careful_reader(bad):
-    assert answer_block([json.dumps(GEMM), bad]) is None
+    assert answer_block(f"{json.dumps(GEMM)}\n{bad}".encode()) is None
 
 
 def test_the_verb_keeps_order_around_a_bad_line(tmp_path, capsys):
