@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import numpy as np
 import polars as pl
 
 from hwprofiles.cluster import Cluster
@@ -31,7 +32,7 @@ from planner.work.engine_rows import with_drafts, with_separate_kernels
 from planner.work.exchange import expert_nodes
 from planner.work.memory import add_memory
 from planner.work.resident import keep_experts
-from planner.work.rows import Formats, routed_ranks
+from planner.work.rows import Array, Formats, Points, routed_ranks, tokens
 from planner.work.sheet import build_sheet, formats_of
 from planner.work.volumes import HIDES_BEHIND
 
@@ -199,16 +200,19 @@ def layer_of(question: Question) -> Layer | None:
 
 def add_load(points: pl.DataFrame, question: Question) -> pl.DataFrame:
     """Add what the routing says of each pass: columns `LOAD`."""
+    load = load_of(Points.of(points), question)
+    return points.with_columns(pl.Series(name, load[name]) for name in LOAD)
+
+
+def load_of(points: Points, question: Question) -> dict[str, Array]:
+    """What the routing says of each pass of a model with experts, columns `LOAD`."""
     moe = question.model.moe
     if moe is None:
         idle = dict.fromkeys(LOAD, 1.0) | {"active_experts": 0.0}
-        return points.with_columns(pl.lit(value).alias(name) for name, value in idle.items())
+        return {name: np.full(points.count, value) for name, value in idle.items()}
     shares = expert_shares(question.routing, moe, len(question.model.moe_layers))
-    sizes = points.select(
-        routed_ranks(question.formats.layout).alias("ranks"), expert_nodes().alias("nodes"),
-        (pl.col("batch") * pl.col("new_tokens") * pl.col("dp")).alias("tokens"),
-        pl.col("redundant_experts").alias("redundant"),
+    passes = Passes(
+        ranks=routed_ranks(points, question.formats.layout), nodes=expert_nodes(points),
+        tokens=tokens(points) * points["dp"], redundant=points["redundant_experts"],
     )  # fmt: skip
-    passes = Passes(**{name: sizes[name].to_numpy() for name in sizes.columns})
-    load = pass_load(question.policy, moe, shares, question.model.hidden, passes)
-    return points.with_columns(pl.Series(name, load[name]) for name in LOAD)
+    return pass_load(question.policy, moe, shares, question.model.hidden, passes)

@@ -27,6 +27,7 @@ from planner.pricing import Question, add_load
 from planner.quantities import Estimate, StageShare
 from planner.routing import Routing, UniformRouting
 from planner.training_factors import Factor, factor_of
+from planner.work.rows import Points, sheet_of
 from planner.work.sheet import build_sheet, formats_of
 from planner.work.training_activations import ActivationRules, Module
 from planner.work.training_memory import BUCKETS, TRAINING, TrainingRules, training_memory
@@ -180,8 +181,8 @@ def _forward(point: TrainingPoint, model: MoeModel, cluster: Cluster) -> pl.Data
     question = Question(model, cluster, engine, point.routing, formats)
     points = add_load(number(pl.DataFrame([row], schema=schema)), question)
     sheet = build_sheet(points, model, formats).filter(pl.col("stage") != "head")
-    extra = training_rows(points, model, formats)
-    return time_kernels(pl.concat([sheet, *extra], how="diagonal"), cluster)
+    extra = sheet_of(training_rows(Points.of(points), model, formats))
+    return time_kernels(pl.concat([sheet, extra]), cluster)
 
 
 def _weight(point: TrainingPoint) -> pl.Expr:

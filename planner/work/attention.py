@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import polars as pl
+import numpy as np
 
 from planner.moe_model import GqaAttention, MlaAttention
 from planner.work.mixers import mixer_rows
-from planner.work.rows import LayerWork, Value, gemm, per_layer, tokens, write_rows
+from planner.work.rows import LayerWork, Part, Points, Value, gemm, per_layer, tokens, write_rows
 
 NORM_PASSES = 3
 """A fused residual add and norm reads two hidden-wide tensors and writes one more."""
@@ -16,7 +16,7 @@ PROMPT = "prompt_tokens"
 scores count E[isl²]."""
 
 
-def attention_rows(points: pl.DataFrame, layer: LayerWork) -> list[pl.DataFrame]:
+def attention_rows(points: Points, layer: LayerWork) -> list[Part]:
     """Everything between two residual adds around attention, on one tensor-parallel rank."""
     part = layer.kind.attention
     if isinstance(part, MlaAttention):
@@ -27,15 +27,15 @@ def attention_rows(points: pl.DataFrame, layer: LayerWork) -> list[pl.DataFrame]
     return [*mixer_rows(points, layer, other), *_sum(points, layer)] if other else []
 
 
-def _gqa(points: pl.DataFrame, layer: LayerWork, part: GqaAttention) -> list[pl.DataFrame]:
-    runs, dtype, tp = per_layer(layer.layers), layer.formats.weights.attention, pl.col("tp")
+def _gqa(points: Points, layer: LayerWork, part: GqaAttention) -> list[Part]:
+    runs, dtype, tp = per_layer(points, layer.layers), layer.formats.weights.attention, points["tp"]
     heads = part.heads / tp
-    kv_heads = pl.max_horizontal(part.kv_heads / tp, pl.lit(1.0))
+    kv_heads = np.maximum(part.kv_heads / tp, 1.0)
     query = heads * part.head_dim * (1 + part.output_gate)
-    wide: list[pl.DataFrame] = []
+    wide: list[Part] = []
     if part.query_rank:  # every rank has the low rank whole, and widens it to its own heads
-        wide = [gemm(points, "attention", runs, (tokens(), query, part.query_rank), dtype)]
-        query = pl.lit(float(part.query_rank))
+        wide = [gemm(points, "attention", runs, (tokens(points), query, part.query_rank), dtype)]
+        query = np.full(points.count, float(part.query_rank))
     width = query + kv_heads * (part.head_dim + part.value_dim)
     core: dict[str, Value] = {
         "heads": heads, "kv_heads": kv_heads, "head_dim": part.head_dim,
@@ -44,17 +44,19 @@ def _gqa(points: pl.DataFrame, layer: LayerWork, part: GqaAttention) -> list[pl.
     if part.window_tokens:
         core["window"] = part.window_tokens
     return [
-        gemm(points, "attention", runs, (tokens(), width, layer.hidden), dtype),
+        gemm(points, "attention", runs, (tokens(points), width, layer.hidden), dtype),
         *wide,
         *_core(points, layer, "attention", core),
-        gemm(points, "attention", runs, (tokens(), layer.hidden, heads * part.value_dim), dtype),
+        gemm(
+            points, "attention", runs, (tokens(points), layer.hidden, heads * part.value_dim), dtype
+        ),
     ]
 
 
-def _mla(points: pl.DataFrame, layer: LayerWork, part: MlaAttention) -> list[pl.DataFrame]:
+def _mla(points: Points, layer: LayerWork, part: MlaAttention) -> list[Part]:
     """Down-projections are replicated; heads are cut by tp. Decode runs the absorbed form."""
-    runs, dtype = per_layer(layer.layers), layer.formats.weights.attention
-    heads, rank = part.heads / pl.col("tp"), part.kv_lora_rank
+    runs, dtype = per_layer(points, layer.layers), layer.formats.weights.attention
+    heads, rank = part.heads / points["tp"], part.kv_lora_rank
     source = part.q_lora_rank or layer.hidden
     down = (part.q_lora_rank or 0) + rank + part.qk_rope_head_dim
     core: dict[str, Value] = {"heads": heads, "kv_heads": heads, "head_dim": part.qk_head_dim,
@@ -62,28 +64,32 @@ def _mla(points: pl.DataFrame, layer: LayerWork, part: MlaAttention) -> list[pl.
             "rope_dim": part.qk_rope_head_dim}  # fmt: skip
     if part.index_topk:
         core["window"] = part.index_topk
-    prefill, decode = (points.filter(phase=phase) for phase in ("prefill", "decode"))
+    prefill, decode = points.prefill, points.decode
     expand = heads * (part.qk_nope_head_dim + part.v_head_dim)
     absorb = heads * (part.qk_nope_head_dim + part.v_head_dim)
     return [
-        gemm(points, "attention", runs, (tokens(), down, layer.hidden), dtype),
-        gemm(points, "attention", runs, (tokens(), heads * part.qk_head_dim, source), dtype),
-        gemm(prefill, "attention", runs, (tokens(), expand, rank), dtype),
-        gemm(decode, "attention", runs, (tokens(), absorb, rank), "bf16"),
+        gemm(points, "attention", runs, (tokens(points), down, layer.hidden), dtype),
+        gemm(points, "attention", runs, (tokens(points), heads * part.qk_head_dim, source), dtype),
+        gemm(prefill, "attention", runs, (tokens(points), expand, rank), dtype),
+        gemm(decode, "attention", runs, (tokens(points), absorb, rank), "bf16"),
         *_core(points, layer, "mla", core),
-        gemm(points, "attention", runs, (tokens(), layer.hidden, heads * part.v_head_dim), dtype),
+        gemm(
+            points,
+            "attention",
+            runs,
+            (tokens(points), layer.hidden, heads * part.v_head_dim),
+            dtype,
+        ),
     ]
 
 
-def _core(
-    points: pl.DataFrame, layer: LayerWork, name: str, sizes: dict[str, Value]
-) -> list[pl.DataFrame]:
+def _core(points: Points, layer: LayerWork, name: str, sizes: dict[str, Value]) -> list[Part]:
     """Scores and values: prefill over new tokens and the past, decode over the cache."""
-    runs = per_layer(layer.layers)
+    runs = per_layer(points, layer.layers)
     formats = {"dtype": "bf16", "kv_dtype": layer.formats.kv_dtype}
-    prefill, decode = (points.filter(phase=phase) for phase in ("prefill", "decode"))
-    batch, new, past = pl.col("batch"), pl.col("new_tokens"), pl.col("past_tokens")
-    long = pl.col(PROMPT).fill_null(new) if PROMPT in points.columns else new
+    prefill, decode = points.prefill, points.decode
+    batch, new, past = points["batch"], points["new_tokens"], points["past_tokens"]
+    long = np.where(np.isnan(points[PROMPT]), new, points[PROMPT]) if PROMPT in points else new
     return [
         write_rows(prefill, "attention", f"{name}_prefill", runs, batch=batch * new / long,
                    seq=long, past=past, **sizes, **formats),
@@ -92,23 +98,23 @@ def _core(
     ]  # fmt: skip
 
 
-def _sum(points: pl.DataFrame, layer: LayerWork) -> list[pl.DataFrame]:
+def _sum(points: Points, layer: LayerWork) -> list[Part]:
     """Norms, and the all-reduce that closes a tensor-parallel block (Megatron-LM, section 3).
 
     Split, every rank keeps its part of the sum and norms only that; `exchange.gathered_again` gives
     the other half of the all-reduce.
     """
-    runs, size = per_layer(layer.layers), tokens() * layer.hidden * BF16_BYTES
+    runs, size = per_layer(points, layer.layers), tokens(points) * layer.hidden * BF16_BYTES
     norms = layer.kind.norms * NORM_PASSES
-    shared = points.filter(pl.col("tp") > 1)
+    shared = points.where(points["tp"] > 1)
     if layer.formats.layout.attention_sum == "split":
         return [
-            write_rows(points, "norms", "elementwise", runs, bytes=size * norms / pl.col("tp")),
-            write_rows(shared, "reduce_scatter", "reduce_scatter", runs, devices=pl.col("tp"),
+            write_rows(points, "norms", "elementwise", runs, bytes=size * norms / points["tp"]),
+            write_rows(shared, "reduce_scatter", "reduce_scatter", runs, devices=points["tp"],
                        message_bytes=size, dtype="bf16"),
         ]  # fmt: skip
     return [
         write_rows(points, "norms", "elementwise", runs, bytes=size * norms),
-        write_rows(shared, "all_reduce", "all_reduce", runs, devices=pl.col("tp"),
+        write_rows(shared, "all_reduce", "all_reduce", runs, devices=points["tp"],
                    message_bytes=size, dtype="bf16"),
     ]  # fmt: skip

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from math import inf
+
+import numpy as np
 import polars as pl
 
 from hwprofiles.kernels import dtype
@@ -19,7 +22,7 @@ from planner.parameters import (
     mtp_parameters,
     state_elements,
 )
-from planner.work.rows import Formats, routed_ranks
+from planner.work.rows import Array, Formats, Points, routed_ranks
 
 MEMORY = ("routed_bytes", "shared_bytes", "dense_bytes", "attention_bytes", "embedding_bytes",
           "redundant_bytes", "kv_bytes", "activation_bytes", "buffer_bytes")  # fmt: skip
@@ -40,57 +43,65 @@ def add_memory(
         formats: numeric formats.
         buffer_bytes: what engine and driver take besides (context, graphs, communication).
     """
-    weights = _weights(model, formats)
-    stages = pl.when(pl.col("phase") == "decode").then(pl.col("pp")).otherwise(1.0)
-    held = pl.col("batch") * stages
-    cache = _cache_per_sequence(model, formats) * held / pl.col("pp")
-    filled = points.with_columns(
-        *(expression.alias(name) for name, expression in weights.items()),
-        cache.alias("kv_bytes"),
-        _activations(model).alias("activation_bytes"),
-        pl.lit(buffer_bytes).alias("buffer_bytes"),
-    )
+    found = memory_of(Points.of(points), model, formats, buffer_bytes)
+    return points.with_columns(pl.Series(name, values) for name, values in found.items())
+
+
+def memory_of(
+    points: Points, model: MoeModel, formats: Formats, buffer_bytes: float
+) -> dict[str, Array]:
+    """The buckets of `MEMORY` and `total_bytes`; arguments as those of `add_memory`."""
+    stages = np.where(points.decoding, points["pp"], 1.0)
+    held = points["batch"] * stages
+    cache = _cache_per_sequence(points, model, formats) * held / points["pp"]
+    found = _weights(points, model, formats) | {
+        "kv_bytes": cache,
+        "activation_bytes": _activations(points, model),
+        "buffer_bytes": np.full(points.count, float(buffer_bytes)),
+    }
     if formats.layout.apart:
-        filled = filled.with_columns(*_taken_apart())
-    return filled.with_columns(pl.sum_horizontal(MEMORY).alias("total_bytes"))
+        _take_apart(found)
+    total = np.zeros(points.count)
+    for name in MEMORY:
+        total = total + found[name]
+    return {name: found[name] for name in MEMORY} | {"total_bytes": total}
 
 
-def _taken_apart() -> tuple[pl.Expr, pl.Expr]:
+def _take_apart(found: dict[str, Array]) -> None:
     """Routed bytes where experts have devices of their own: what one holds beyond attention's.
 
     The sum over buckets is then that of the fuller of both kinds of device.
     """
-    experts = pl.col("routed_bytes") + pl.col("redundant_bytes")
-    other = pl.sum_horizontal(
-        "shared_bytes", "dense_bytes", "attention_bytes", "embedding_bytes", "kv_bytes"
-    )
-    beyond = pl.max_horizontal(experts - other, pl.lit(0.0))
-    return beyond.alias("routed_bytes"), pl.lit(0.0).alias("redundant_bytes")
+    kept = ("shared_bytes", "dense_bytes", "attention_bytes", "embedding_bytes", "kv_bytes")
+    other: Array = sum((found[name] for name in kept), np.zeros(1))
+    experts = found["routed_bytes"] + found["redundant_bytes"]
+    found["routed_bytes"] = np.maximum(experts - other, 0.0)
+    found["redundant_bytes"] = np.zeros_like(experts)
 
 
-def _weights(model: MoeModel, formats: Formats) -> dict[str, pl.Expr]:
+def _weights(points: Points, model: MoeModel, formats: Formats) -> dict[str, Array]:
     count, kept = count_parameters(model), formats.weights
-    tp, pp = pl.col("tp"), pl.col("pp")
-    experts = routed_ranks(formats.layout) * pl.col("moe_tp")
-    shared: pl.Expr = tp if formats.layout.shared_tp is None else pl.lit(formats.layout.shared_tp)
+    tp, pp = points["tp"], points["pp"]
+    experts = routed_ranks(points, formats.layout) * points["moe_tp"]
+    shared: Array | float = tp if formats.layout.shared_tp is None else formats.layout.shared_tp
     if formats.layout.shared_ranks:  # the fullest device holds routed experts
-        shared = pl.lit(float("inf"))
-    uneven = (model.layer_count / pp).ceil() * pp / model.layer_count
+        shared = inf
+    uneven = np.ceil(model.layer_count / pp) * pp / model.layer_count
     stage = uneven / pp
     small = (count.router + count.projection + count.norms) * BF16_BYTES
-    ends = pl.when(pp > 1).then(0.5 if not model.tied_embeddings else 1.0).otherwise(1.0)
+    ends = np.where(pp > 1, 0.5 if not model.tied_embeddings else 1.0, 1.0)
     mtp = model.mtp_layers * mtp_parameters(model) * dtype(kept.routed).weight_bytes
     one = 0.0
     if model.moe is not None:
         one = expert_parameters(model.moe, model.hidden) * _stored(model, formats, "routed")
-    copies = pl.col("redundant_experts") * len(model.moe_layers)
+    copies = points["redundant_experts"] * len(model.moe_layers)
     return {
         "routed_bytes": count.routed * _stored(model, formats, "routed") * stage / experts
         + mtp / experts,
         "redundant_bytes": copies * one * stage / experts,
         "shared_bytes": (count.shared * _stored(model, formats, "shared") / shared + small) * stage,
         "dense_bytes": count.dense * _stored(model, formats, "dense") * stage / tp,
-        "attention_bytes": _attention(model, formats) * stage,
+        "attention_bytes": _attention(points, model, formats) * stage,
         "embedding_bytes": count.embedding * dtype(kept.embedding).weight_bytes * ends / tp,
     }
 
@@ -103,7 +114,7 @@ def _stored(model: MoeModel, formats: Formats, bucket: str) -> float:
     return dtype(name).weight_bytes
 
 
-def _attention(model: MoeModel, formats: Formats) -> pl.Expr:
+def _attention(points: Points, model: MoeModel, formats: Formats) -> Array:
     """Head-wise matrices are cut by tp, MLA's down-projections are kept whole on every rank."""
     whole = 0
     for name, layers in model.kind_counts().items():
@@ -112,43 +123,43 @@ def _attention(model: MoeModel, formats: Formats) -> pl.Expr:
             down = (part.q_lora_rank or 0) + part.kv_lora_rank + part.qk_rope_head_dim
             whole += layers * model.hidden * down
     cut = count_parameters(model).attention - whole
-    return (whole + cut / pl.col("tp")) * _stored(model, formats, "attention")
+    return (whole + cut / points["tp"]) * _stored(model, formats, "attention")
 
 
-def _cache_per_sequence(model: MoeModel, formats: Formats) -> pl.Expr:
+def _cache_per_sequence(points: Points, model: MoeModel, formats: Formats) -> Array:
     """Cache bytes of one sequence at its longest, all layers, on one tensor-parallel rank.
 
     GQA heads are cut by tp down to one head a rank; a latent is the same on every rank. Layers that
     keep a state hold it in fp32 with the convolution's tail, cut by tp, however long the sequence.
     """
-    cached, states = pl.lit(0.0), 0.0
+    cached, states = np.zeros(points.count), 0.0
     for name, layers in model.kind_counts().items():
         kind = model.kinds[name]
-        cached = cached + layers * _kept_elements(kind) * _share(kind)
+        cached = cached + layers * _kept_elements(points, kind) * _share(points, kind)
         state, tail = state_elements(kind, model.hidden)
         states += layers * (state * FP32_BYTES + tail * BF16_BYTES)
-    return cached * dtype(formats.kv_dtype).activation_bytes + states / pl.col("tp")
+    return cached * dtype(formats.kv_dtype).activation_bytes + states / points["tp"]
 
 
-def _share(kind: LayerKind) -> pl.Expr:
+def _share(points: Points, kind: LayerKind) -> Array | float:
     if isinstance(kind.attention, GqaAttention):
-        return pl.max_horizontal(1 / pl.col("tp"), pl.lit(1 / kind.attention.kv_heads))
-    return pl.lit(1.0)
+        return np.maximum(1 / points["tp"], 1 / kind.attention.kv_heads)
+    return 1.0
 
 
-def _kept_elements(kind: LayerKind) -> pl.Expr:
+def _kept_elements(points: Points, kind: LayerKind) -> Array:
     """Numbers one sequence keeps in a layer's cache, its window applied."""
-    context, window = pl.col("context_tokens"), getattr(kind.attention, "window_tokens", None)
+    context, window = points["context_tokens"], getattr(kind.attention, "window_tokens", None)
     each = layer_kv_elements(kind)
     if window is None:
         return context * each
-    inside = pl.min_horizontal(context, pl.lit(float(window)))
+    inside = np.minimum(context, float(window))
     if isinstance(kind.attention, CompressedAttention):
         return inside * kind.attention.head_dim + context * each
     return inside * each
 
 
-def _activations(model: MoeModel) -> pl.Expr:
+def _activations(points: Points, model: MoeModel) -> Array:
     """The widest moment of a pass: live hidden-wide tensors and one feed-forward intermediate."""
     widths = [0.0]
     for kind in model.kinds.values():
@@ -156,4 +167,4 @@ def _activations(model: MoeModel) -> pl.Expr:
         if ffn is not None:
             widths.append(ffn.width * getattr(ffn, "top_k", 1) * (ffn.matrices - 1))
     per_token = (LIVE_TENSORS * model.hidden + max(widths)) * BF16_BYTES
-    return pl.col("batch") * pl.col("new_tokens") * per_token
+    return points["batch"] * points["new_tokens"] * per_token

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import polars as pl
+import numpy as np
 
 from planner.moe_model import (
     CompressedAttention,
@@ -11,7 +11,17 @@ from planner.moe_model import (
     Mixer,
     ShortConv,
 )
-from planner.work.rows import LayerWork, Value, gemm, per_layer, tokens, write_rows
+from planner.work.rows import (
+    Array,
+    LayerWork,
+    Part,
+    Points,
+    Value,
+    gemm,
+    per_layer,
+    tokens,
+    write_rows,
+)
 
 BF16_BYTES = 2
 STATE_BYTES = 4
@@ -23,11 +33,9 @@ SCAN_PASSES = 4
 """Mamba-1's scan reads x, dt and z and writes y for each inner channel."""
 
 
-def linear_rows(
-    points: pl.DataFrame, layer: LayerWork, part: LinearAttention
-) -> list[pl.DataFrame]:
+def linear_rows(points: Points, layer: LayerWork, part: LinearAttention) -> list[Part]:
     """Projections, convolution, the delta rule over the state, and the output matrix."""
-    tp = pl.col("tp")
+    tp = points["tp"]
     key, value = part.key_heads * part.key_dim, part.value_heads * part.value_dim
     width = (2 * key + 2 * value + 2 * part.value_heads) / tp
     state = part.value_heads * part.key_dim * part.value_dim / tp
@@ -39,19 +47,19 @@ def linear_rows(
     ]
 
 
-def mamba_rows(points: pl.DataFrame, layer: LayerWork, part: MambaMixer) -> list[pl.DataFrame]:
+def mamba_rows(points: Points, layer: LayerWork, part: MambaMixer) -> list[Part]:
     """Projections, convolution and scan; version 1's scan moves bytes, version 2's multiplies."""
-    tp = pl.col("tp")
+    tp = points["tp"]
     inner, state = part.inner / tp, part.inner * part.state / tp
     if part.version == 1:
         small = part.dt_rank + 2 * part.state
-        runs = per_layer(layer.layers)
-        scan = tokens() * inner * STATE_BYTES * SCAN_PASSES
+        runs = per_layer(points, layer.layers)
+        scan = tokens(points) * inner * STATE_BYTES * SCAN_PASSES
         return [
             _projection(points, layer, 2 * inner, layer.hidden),
             _convolution(points, layer, inner),
-            _projection(points, layer, pl.lit(float(small)), inner),
-            _projection(points, layer, inner, pl.lit(float(part.dt_rank))),
+            _projection(points, layer, float(small), inner),
+            _projection(points, layer, inner, float(part.dt_rank)),
             write_rows(points, "attention", "elementwise", runs, bytes=scan),
             _projection(points, layer, layer.hidden, inner),
         ]
@@ -65,9 +73,9 @@ def mamba_rows(points: pl.DataFrame, layer: LayerWork, part: MambaMixer) -> list
     ]
 
 
-def convolution_rows(points: pl.DataFrame, layer: LayerWork, _: ShortConv) -> list[pl.DataFrame]:
+def convolution_rows(points: Points, layer: LayerWork, _: ShortConv) -> list[Part]:
     """LFM2's block: three gates, a short convolution, the output matrix."""
-    wide = layer.hidden / pl.col("tp")
+    wide = layer.hidden / points["tp"]
     return [
         _projection(points, layer, 3 * wide, layer.hidden),
         _convolution(points, layer, 3 * wide),
@@ -75,24 +83,22 @@ def convolution_rows(points: pl.DataFrame, layer: LayerWork, _: ShortConv) -> li
     ]
 
 
-def compressed_rows(
-    points: pl.DataFrame, layer: LayerWork, part: CompressedAttention
-) -> list[pl.DataFrame]:
+def compressed_rows(points: Points, layer: LayerWork, part: CompressedAttention) -> list[Part]:
     """DeepSeek-V4: one shared key-value head over a window and over compressed history."""
-    tp = pl.col("tp")
-    heads, context = part.heads / tp, pl.col("past_tokens") + pl.col("new_tokens")
-    seen: Value = float(part.window_tokens)
+    tp = points["tp"]
+    heads, context = part.heads / tp, points["past_tokens"] + points["new_tokens"]
+    seen: Array | float = float(part.window_tokens)
     if part.compress_ratio:
         entries = context / part.compress_ratio
         if part.index_topk is not None:
-            entries = pl.min_horizontal(entries, pl.lit(float(part.index_topk)))
+            entries = np.minimum(entries, float(part.index_topk))
         seen = part.window_tokens + entries
     sizes: dict[str, Value] = {"heads": heads, "kv_heads": 1.0, "head_dim": part.head_dim,
                                "v_head_dim": part.head_dim, "window": seen}  # fmt: skip
     groups = part.output_groups * part.output_rank / tp
     down = part.q_lora_rank + part.head_dim * (3 if part.compress_ratio else 1)
     rows = [
-        _projection(points, layer, pl.lit(float(down)), layer.hidden),
+        _projection(points, layer, float(down), layer.hidden),
         _projection(points, layer, heads * part.head_dim, part.q_lora_rank),
         *_core(points, layer, sizes),
         _projection(points, layer, groups, part.heads * part.head_dim / part.output_groups),
@@ -101,12 +107,10 @@ def compressed_rows(
     if part.index_heads is None or part.index_head_dim is None:
         return rows
     width = part.index_heads * part.index_head_dim
-    return [*rows, _projection(points, layer, pl.lit(float(width)), part.q_lora_rank)]
+    return [*rows, _projection(points, layer, float(width), part.q_lora_rank)]
 
 
-def mixer_rows(
-    points: pl.DataFrame, layer: LayerWork, part: CompressedAttention | Mixer
-) -> list[pl.DataFrame]:
+def mixer_rows(points: Points, layer: LayerWork, part: CompressedAttention | Mixer) -> list[Part]:
     """Rows of whatever stands in ordinary attention's place."""
     if isinstance(part, CompressedAttention):
         return compressed_rows(points, layer, part)
@@ -118,36 +122,36 @@ def mixer_rows(
 
 
 def _projection(
-    points: pl.DataFrame, layer: LayerWork, columns: Value, inner: Value
-) -> pl.DataFrame:
-    runs, dtype = per_layer(layer.layers), layer.formats.weights.attention
-    return gemm(points, "attention", runs, (tokens(), columns, inner), dtype)
+    points: Points, layer: LayerWork, columns: Array | float, inner: Array | float
+) -> Part:
+    runs, dtype = per_layer(points, layer.layers), layer.formats.weights.attention
+    return gemm(points, "attention", runs, (tokens(points), columns, inner), dtype)
 
 
-def _convolution(points: pl.DataFrame, layer: LayerWork, channels: pl.Expr) -> pl.DataFrame:
-    size = tokens() * channels * BF16_BYTES * CONVOLUTION_PASSES
-    return write_rows(points, "attention", "elementwise", per_layer(layer.layers), bytes=size)
+def _convolution(points: Points, layer: LayerWork, channels: Array) -> Part:
+    size = tokens(points) * channels * BF16_BYTES * CONVOLUTION_PASSES
+    return write_rows(
+        points, "attention", "elementwise", per_layer(points, layer.layers), bytes=size
+    )
 
 
-def _scan(
-    points: pl.DataFrame, layer: LayerWork, state: pl.Expr, product: tuple[pl.Expr, int]
-) -> list[pl.DataFrame]:
+def _scan(points: Points, layer: LayerWork, state: Array, product: tuple[Array, int]) -> list[Part]:
     """Decode reads and writes each sequence's state; prefill multiplies chunk by chunk."""
-    runs = per_layer(layer.layers)
-    prefill, decode = (points.filter(phase=phase) for phase in ("prefill", "decode"))
-    moved = pl.col("batch") * state * STATE_BYTES * 2
+    runs = per_layer(points, layer.layers)
+    prefill, decode = points.prefill, points.decode
+    moved = points["batch"] * state * STATE_BYTES * 2
     return [
         write_rows(decode, "attention", "elementwise", runs, bytes=moved),
-        gemm(prefill, "attention", runs, (tokens(), product[0], product[1]), "bf16"),
+        gemm(prefill, "attention", runs, (tokens(points), product[0], product[1]), "bf16"),
         write_rows(prefill, "attention", "elementwise", runs, bytes=moved),
     ]
 
 
-def _core(points: pl.DataFrame, layer: LayerWork, sizes: dict[str, Value]) -> list[pl.DataFrame]:
-    runs = per_layer(layer.layers)
+def _core(points: Points, layer: LayerWork, sizes: dict[str, Value]) -> list[Part]:
+    runs = per_layer(points, layer.layers)
     formats = {"dtype": "bf16", "kv_dtype": layer.formats.kv_dtype}
-    prefill, decode = (points.filter(phase=phase) for phase in ("prefill", "decode"))
-    batch, new, past = pl.col("batch"), pl.col("new_tokens"), pl.col("past_tokens")
+    prefill, decode = points.prefill, points.decode
+    batch, new, past = points["batch"], points["new_tokens"], points["past_tokens"]
     return [
         write_rows(prefill, "attention", "attention_prefill", runs, batch=batch, seq=new,
                    past=past, **sizes, **formats),

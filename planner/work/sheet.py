@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import polars as pl
 
 from hwprofiles.kernels import DTYPES
@@ -11,12 +12,12 @@ from planner.moe_model import MoeModel
 from planner.work.attention import attention_rows
 from planner.work.exchange import exchange_rows
 from planner.work.experts import feed_forward_rows
-from planner.work.rows import SHEET, Formats, LayerWork, gemm, tokens, write_rows
+from planner.work.rows import Formats, LayerWork, Part, Points, gemm, sheet_of, tokens, write_rows
 
 BF16_BYTES = 2
 GGML = ("q4_0", "q8_0", "q4_k_m")
 """Formats of files that hold every matrix in it, the embedding too (llama.cpp, llama-quantize)."""
-STAGES: tuple[Callable[[pl.DataFrame, LayerWork], list[pl.DataFrame]], ...] = (
+STAGES: tuple[Callable[[Points, LayerWork], list[Part]], ...] = (
     attention_rows,
     exchange_rows,
     feed_forward_rows,
@@ -55,27 +56,29 @@ def build_sheet(points: pl.DataFrame, model: MoeModel, formats: Formats) -> pl.D
     Returns:
         Columns `SHEET`, many rows a point; `repeat_count` counts runs in one pass.
     """
+    return sheet_of(sheet_parts(Points.of(points), model, formats))
+
+
+def sheet_parts(points: Points, model: MoeModel, formats: Formats) -> list[Part]:
+    """The kernels that passes run, layer by layer; arguments as those of `build_sheet`."""
     parts = []
     for name, layers in model.kind_counts().items():
         layer = LayerWork(model.kinds[name], layers, model.hidden, formats)
         for stage in STAGES:
             parts += stage(points, layer)
-    parts += _ends(points, model, formats)
-    sheet = pl.concat([part for part in parts if part.height], how="diagonal")
-    missing = [pl.lit(None, kind).alias(c) for c, kind in SHEET.items() if c not in sheet.columns]
-    return sheet.with_columns(missing).select(*SHEET)
+    return parts + _ends(points, model, formats)
 
 
-def _ends(points: pl.DataFrame, model: MoeModel, formats: Formats) -> list[pl.DataFrame]:
+def _ends(points: Points, model: MoeModel, formats: Formats) -> list[Part]:
     """Embedding look-up, the head on the tokens that need logits, hops between pipeline stages."""
-    size = tokens() * model.hidden * BF16_BYTES
-    logits = pl.when(pl.col("phase") == "decode").then(tokens()).otherwise(pl.col("batch"))
-    staged = points.filter(pl.col("pp") > 1)
-    vocab = model.vocab / pl.col("tp")
-    apart = pl.when(pl.col("tp") * pl.col("dp") >= pl.col("node_devices")).then(2).otherwise(1)
+    size = tokens(points) * model.hidden * BF16_BYTES
+    logits = np.where(points.decoding, tokens(points), points["batch"])
+    staged = points.where(points["pp"] > 1)
+    vocab = model.vocab / points["tp"]
+    apart = np.where(points["tp"] * points["dp"] >= points["node_devices"], 2.0, 1.0)
     return [
         write_rows(points, "head", "elementwise", 1, bytes=2 * size),
         gemm(points, "head", 1, (logits, vocab, model.hidden), formats.weights.embedding),
-        write_rows(staged, "pipeline", "send_recv", pl.col("pp") - 1, devices=2, nodes=apart,
-                   message_bytes=size / pl.col("tp"), dtype="bf16"),
+        write_rows(staged, "pipeline", "send_recv", points["pp"] - 1, devices=2, nodes=apart,
+                   message_bytes=size / points["tp"], dtype="bf16"),
     ]  # fmt: skip

@@ -5,11 +5,9 @@ Serving engines fuse most of them away; training frameworks keep inputs and outp
 
 from __future__ import annotations
 
-import polars as pl
-
 from hwprofiles.kernels import DTYPES
 from planner.moe_model import DenseFfn, GqaAttention, LayerKind, MoeFfn, MoeModel
-from planner.work.rows import Formats, gemm, per_layer, tokens, write_rows
+from planner.work.rows import Array, Formats, Part, Points, gemm, per_layer, tokens, write_rows
 
 NUMBER_BYTES = 2
 PASSES = 2
@@ -24,24 +22,24 @@ LOGIT_BYTES = 10
 """Logits in bf16, their fp32 copy, and the softmax written over it."""
 
 
-def training_rows(points: pl.DataFrame, model: MoeModel, formats: Formats) -> list[pl.DataFrame]:
+def training_rows(points: Points, model: MoeModel, formats: Formats) -> list[Part]:
     """The rows of one micro-batch's forward pass that a prefill does not have."""
     rows = [
-        gemm(points, "head", 1, (tokens(), model.vocab / pl.col("tp"), model.hidden), "bf16"),
+        gemm(points, "head", 1, (tokens(points), model.vocab / points["tp"], model.hidden), "bf16"),
         write_rows(points, "head", "elementwise", 1,
-                   bytes=tokens() * (model.vocab / pl.col("tp")) * LOGIT_BYTES),
+                   bytes=tokens(points) * (model.vocab / points["tp"]) * LOGIT_BYTES),
     ]  # fmt: skip
     for name, layers in model.kind_counts().items():
-        kind, runs = model.kinds[name], per_layer(layers)
-        for stage, size in _sizes(kind, model, formats).items():
-            rows.append(write_rows(points, stage, "elementwise", runs, bytes=tokens() * size))
+        kind, runs = model.kinds[name], per_layer(points, layers)
+        for stage, size in _sizes(points, kind, model, formats).items():
+            rows.append(write_rows(points, stage, "elementwise", runs, bytes=tokens(points) * size))
     return rows
 
 
-def _sizes(kind: LayerKind, model: MoeModel, formats: Formats) -> dict[str, pl.Expr]:
+def _sizes(points: Points, kind: LayerKind, model: MoeModel, formats: Formats) -> dict[str, Array]:
     """Bytes a token moves in each stage of a layer."""
-    tp, part = pl.col("tp"), kind.attention
-    found: dict[str, pl.Expr] = {}
+    tp, part = points["tp"], kind.attention
+    found: dict[str, Array] = {}
     if isinstance(part, GqaAttention):
         heads = (part.heads + part.kv_heads) * part.head_dim
         found["rotary"] = heads * NUMBER_BYTES * PASSES * (1 + part.qk_norm) / tp
@@ -49,29 +47,28 @@ def _sizes(kind: LayerKind, model: MoeModel, formats: Formats) -> dict[str, pl.E
         found["activation"] = _gated(kind.ffn.width, kind.ffn.matrices) / tp
         found["cast"] = _casts(formats.weights.dense, model.hidden * 2 + kind.ffn.width) / tp
     if isinstance(kind.ffn, MoeFfn):
-        found |= _routed(kind.ffn, model, formats)
+        found |= _routed(points, kind.ffn, model, formats)
     return found
 
 
-def _routed(moe: MoeFfn, model: MoeModel, formats: Formats) -> dict[str, pl.Expr]:
-    wide, cut = moe.latent or model.hidden, pl.col("moe_tp")
+def _routed(points: Points, moe: MoeFfn, model: MoeModel, formats: Formats) -> dict[str, Array]:
+    wide, cut = moe.latent or model.hidden, points["moe_tp"]
     inner = moe.top_k * moe.width / cut
     return {
-        "permute": pl.lit(float(moe.top_k * wide * NUMBER_BYTES * PASSES * PERMUTES))
-        / pl.col("tp"),
+        "permute": float(moe.top_k * wide * NUMBER_BYTES * PASSES * PERMUTES) / points["tp"],
         "activation": inner * (_gated(1, moe.matrices))
-        + _gated(moe.shared_width, moe.matrices) / pl.col("tp"),
-        "cast": _casts(formats.weights.routed, moe.top_k * wide) / pl.col("tp")
+        + _gated(moe.shared_width, moe.matrices) / points["tp"],
+        "cast": _casts(formats.weights.routed, moe.top_k * wide) / points["tp"]
         + _casts(formats.weights.routed, 1.0) * inner,
     }
 
 
-def _gated(width: float, matrices: int) -> pl.Expr:
+def _gated(width: float, matrices: int) -> float:
     tensors = GATED_TENSORS if matrices == GATED_TENSORS else PASSES
-    return pl.lit(float(width * NUMBER_BYTES * tensors))
+    return float(width * NUMBER_BYTES * tensors)
 
 
-def _casts(dtype: str, width: float) -> pl.Expr:
+def _casts(dtype: str, width: float) -> float:
     """Casting the inputs of low-precision products, each also transposed for backward."""
     low = DTYPES[dtype].compute in ("fp8", "fp4", "int8")
-    return pl.lit(PASSES * CAST_BYTES * width if low else 0.0)
+    return PASSES * CAST_BYTES * width if low else 0.0
