@@ -207,8 +207,9 @@ class Group:
             table = keyed.join(lines, on="point", maintain_order="left")
         rows = {(row["line"], row["role"]): row for row in table.iter_rows(named=True)}
         if self.points[0].mode == "disagg" and priced.layer is not None:
-            for line, waits in pool_ttft(self.beside(priced.passes), priced.layer).items():
-                rows[line, "prefill"] |= waits
+            waits = pool_ttft(self.beside(priced.passes), priced.layers)
+            for row in waits.iter_rows(named=True):
+                rows[row["line"], "prefill"] |= row
         return rows
 
     def beside(self, passes: pl.DataFrame) -> pl.DataFrame:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -17,7 +18,7 @@ from planner.routing import Routing, expert_shares
 from planner.routing.passes import LOAD, Passes, pass_load
 from planner.routing.policies import Policy, TopKPolicy
 from planner.scenario import Scenario
-from planner.timing.engine_layer import Layer, find_layer, fitted_passes, shape_of
+from planner.timing.engine_layer import Layer, Layers, find_layer, fitted_passes, shape_of
 from planner.timing.offloaded import time_offloaded, with_prefix_fetch
 from planner.timing.overlap import (
     alternate_halves,
@@ -27,13 +28,22 @@ from planner.timing.overlap import (
     queue_experts,
     take_turns,
 )
-from planner.timing.step import step_seconds, time_sheet
+from planner.timing.step import host_seconds, step_seconds, time_sheet, time_sheets
 from planner.work.engine_rows import with_drafts, with_separate_kernels
 from planner.work.exchange import expert_nodes
-from planner.work.memory import add_memory
+from planner.work.memory import MEMORY, add_memory, memory_of
 from planner.work.resident import keep_experts
-from planner.work.rows import Array, Formats, Points, routed_ranks, tokens
-from planner.work.sheet import build_sheet, formats_of
+from planner.work.rows import (
+    Array,
+    Codes,
+    Formats,
+    Part,
+    Points,
+    routed_ranks,
+    sheet_of,
+    tokens,
+)
+from planner.work.sheet import formats_of, sheet_parts
 from planner.work.volumes import HIDES_BEHIND
 
 USUAL = TopKPolicy()
@@ -82,8 +92,13 @@ class Priced:
 
     passes: pl.DataFrame
     timed: pl.DataFrame
-    layer: Layer | None = None
-    """The fitted engine layer that the passes went through."""
+    layers: Layers
+    """The fitted engine layers that the passes went through."""
+
+    @property
+    def layer(self) -> Layer | None:
+        """The layer of a single question."""
+        return self.layers.layers[0]
 
 
 def question_of(scenario: Scenario) -> Question:
@@ -115,12 +130,14 @@ def price(points: pl.DataFrame, question: Question, *, fitted: bool = True) -> P
         `raw_s` (kernels and host before the fitted engine layer), the columns of `STEP`, `MEMORY`
         and `total_bytes`; `timed`: the timed work sheet.
     """
+    if _is_plain(question):
+        return price_all(points, [question], fitted=fitted)
     loaded = add_load(points, question)
     sized = add_memory(loaded, question.model, question.formats, question.engine.buffer_bytes)
     if question.offload is None:
         timed = _timed(points, loaded, question)
     else:
-        sheet = _sheet(loaded, question)
+        sheet = sheet_of(_rows_of(Points.of(loaded), question))
         sized = keep_experts(sized, question.model, question.offload, question.limit_bytes)
         timed = time_offloaded(
             sheet, sized, (question.cluster, question.engine),
@@ -128,20 +145,103 @@ def price(points: pl.DataFrame, question: Question, *, fitted: bool = True) -> P
         )  # fmt: skip
     if question.prefix_bytes_per_s is not None:
         timed = with_prefix_fetch(timed, sized, question.prefix_bytes_per_s)
-    seconds = step_seconds(timed, loaded, question.engine, question.model.layer_count)
-    passes = sized.join(seconds, on="point", maintain_order="left")
-    layer = layer_of(question) if fitted else None
-    return Priced(fitted_passes(passes, layer), timed, layer)
+    host = host_seconds(Points.of(loaded), question.engine, question.model.layer_count)
+    return _summed(sized, timed, host, Layers((layer_of(question) if fitted else None,)))
 
 
-def _sheet(loaded: pl.DataFrame, question: Question) -> pl.DataFrame:
-    """The work sheet as the engine runs it."""
-    sheet = build_sheet(loaded, question.model, question.formats)
-    if question.engine.separate_moe_kernels:
-        sheet = with_separate_kernels(sheet)
-    if question.engine.draft_passes:
-        sheet = with_drafts(sheet, loaded, question.model.layer_count)
-    return sheet
+def price_all(
+    points: pl.DataFrame, questions: Sequence[Question], *, fitted: bool = True
+) -> Priced:
+    """Price forward passes of several plain questions at once, as `price` does those of one.
+
+    Args:
+        points: columns `POINT`, and `QUESTION`, a place among the questions, where there are
+            several.
+        questions: each all plain (`_is_plain`).
+        fitted: let the fitted engine layers weigh the parts of each pass.
+    """
+    whole = Points.of(points)
+    of = Layers(()).places(points)
+    each = [
+        (whole if len(questions) == 1 else whole.where(of == number), question)
+        for number, question in enumerate(questions)
+    ]
+    _fill_in(whole, LOAD, [load_of(part, question) for part, question in each], of)
+    use = [memory_of(part, q.model, q.formats, q.engine.buffer_bytes) for part, q in each]
+    _fill_in(whole, SIZED, use, of)
+    sized = points.with_columns(pl.Series(name, whole[name]) for name in (*LOAD, *SIZED))
+    sheet = sheet_of([row for part, question in each for row in _rows_of(part, question)])
+    timed = _plainly_timed(sheet, whole, questions, of)
+    host = [{"host_s": host_seconds(part, q.engine, q.model.layer_count)} for part, q in each]
+    _fill_in(whole, ("host_s",), host, of)
+    layers = Layers(tuple(layer_of(q) if fitted else None for q in questions))
+    return _summed(sized, timed, whole["host_s"], layers)
+
+
+SIZED = (*MEMORY, "total_bytes")
+
+
+def _is_plain(question: Question) -> bool:
+    """Whether everything a pass waits for is a row of its work sheet or hidden beside another."""
+    layout = question.formats.layout
+    apart = layout.apart or layout.shared_ranks or layout.order == "queue"
+    asked = question.offload is not None or question.prefix_bytes_per_s is not None
+    return not (asked or apart or layout.overlap == "micro_batch")
+
+
+def _fill_in(
+    whole: Points, names: Sequence[str], found: Sequence[Mapping[str, Array]], of: Codes
+) -> None:
+    """Write what was found of each question's passes into columns of all passes."""
+    for name in names:
+        if len(found) == 1:
+            whole.columns[name] = found[0][name]
+            continue
+        values = np.empty(whole.count)
+        for number, part in enumerate(found):
+            values[of == number] = part[name]
+        whole.columns[name] = values
+
+
+def _plainly_timed(
+    sheet: pl.DataFrame, whole: Points, questions: Sequence[Question], of: Codes
+) -> pl.DataFrame:
+    """The timed work sheet of plain questions, less exchanges that run beside something longer."""
+    machines: dict[tuple[int, str], int] = {}
+    kinds = [machines.setdefault((id(q.cluster), q.engine.name), len(machines)) for q in questions]
+    clusters = {id(q.cluster): q.cluster for q in questions}
+    rows = _by_point(whole, of)[sheet["point"].to_numpy()]
+    known = [(clusters[cluster], engine) for cluster, engine in machines]
+    timed = time_sheets(sheet, known, np.array(kinds)[rows])
+    ways = np.array([overlap_of(question) for question in questions])
+    for way in ("shared", "experts"):
+        if (ways == way).any():
+            timed = hide_exchange(timed, way, (ways == way)[rows])
+    return timed
+
+
+def _by_point(whole: Points, of: Codes) -> Codes:
+    """Which question each point's number belongs to."""
+    numbers = whole["point"].astype(np.intp)
+    found = np.zeros(int(numbers.max(initial=0)) + 1, dtype=np.intp)
+    found[numbers] = of
+    return found
+
+
+def _summed(sized: pl.DataFrame, timed: pl.DataFrame, host_s: Array, layers: Layers) -> Priced:
+    """Rows summed to passes, and weighed by the fitted engine layers."""
+    seconds = step_seconds(timed, sized, host_s)
+    passes = sized.hstack(seconds.drop("point"))
+    return Priced(fitted_passes(passes, layers), timed, layers)
+
+
+def _rows_of(points: Points, question: Question) -> list[Part]:
+    """Rows of the work sheet as the engine runs them."""
+    engine, model = question.engine, question.model
+    parts = sheet_parts(points, model, question.formats)
+    if engine.separate_moe_kernels:
+        parts = with_separate_kernels(parts)
+    return with_drafts(parts, model.layer_count) if engine.draft_passes else parts
 
 
 def _timed(points: pl.DataFrame, loaded: pl.DataFrame, question: Question) -> pl.DataFrame:
@@ -151,7 +251,8 @@ def _timed(points: pl.DataFrame, loaded: pl.DataFrame, question: Question) -> pl
     parts = layout.micro_batches if layout.apart else 2 if way == "micro_batch" else 1
     asked = in_parts(points, parts)
     run = loaded if parts == 1 else add_load(asked, question)
-    timed = time_sheet(_sheet(run, question), question.cluster, question.engine)
+    sheet = sheet_of(_rows_of(Points.of(run), question))
+    timed = time_sheet(sheet, question.cluster, question.engine)
     if layout.order == "queue":
         timed = queue_experts(timed)
     if layout.apart:

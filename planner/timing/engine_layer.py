@@ -10,6 +10,8 @@ keyed by a model. Terms start at 0 (physics alone) and are fitted on published f
 from __future__ import annotations
 
 import datetime
+from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from math import inf
@@ -17,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 from pydantic import Field
 
 from hwprofiles.device import Device
@@ -25,8 +28,9 @@ from hwprofiles.files import read_document
 from hwprofiles.kernels import DTYPES
 from planner.engines import Engine, nearest_version
 from planner.moe_model import MoeModel
-from planner.timing.parts import ALL, exponents, step_parts
+from planner.timing.parts import ALL, Array, Parts, exponents, step_parts
 
+Codes = NDArray[np.intp]
 FILE = Path(__file__).parents[1] / "engines" / "fitted" / "serving.yaml"
 NEW_MODEL, NEW_MACHINE, ANY = "new model", "new machine", "any"
 
@@ -150,6 +154,54 @@ class Layer:
     """New tokens that a pass takes beside decoding; infinite: prompts have passes of their own."""
 
 
+QUESTION = "question"
+"""Column of passes of several questions: which of the layers is theirs; none: the first."""
+
+
+@dataclass(frozen=True)
+class Layers:
+    """The fitted engine layers of questions that are answered together; none: physics alone."""
+
+    layers: tuple[Layer | None, ...]
+
+    @classmethod
+    def of(cls, layers: Layers | Layer | None) -> Layers:
+        """One layer, or several as they are."""
+        return layers if isinstance(layers, Layers) else cls((layers,))
+
+    def places(self, frame: pl.DataFrame) -> Codes:
+        """Which layer each row has."""
+        if QUESTION not in frame.columns:
+            return np.zeros(frame.height, dtype=np.intp)
+        return frame[QUESTION].to_numpy().astype(np.intp)
+
+    def fitted(self, frame: pl.DataFrame) -> NDArray[np.bool_]:
+        """Rows that have a layer."""
+        has = np.array([layer is not None for layer in self.layers])
+        found: NDArray[np.bool_] = has[self.places(frame)]
+        return found
+
+    def weighed(
+        self, frame: pl.DataFrame, parts: Parts, weigh: Callable[[Layer, Parts], Array]
+    ) -> Array:
+        """What `weigh` makes of the parts of each row, layer by layer; rows without one: NaN."""
+        alike: dict[tuple[int, frozenset[str]], list[int]] = defaultdict(list)
+        for number, layer in enumerate(self.layers):
+            if layer is not None:
+                alike[id(layer.fit), layer.labels].append(number)
+        places, total = self.places(frame), np.full(frame.height, np.nan)
+        for numbers in alike.values():
+            rows, layer = np.flatnonzero(np.isin(places, numbers)), self.layers[numbers[0]]
+            if len(rows) and layer is not None:
+                total[rows] = weigh(layer, parts.taken(rows))
+        return total
+
+    def numbers(self, frame: pl.DataFrame, number: Callable[[Layer], float]) -> Array:
+        """A number of each row's layer; NaN where it has none."""
+        each = [np.nan if layer is None else number(layer) for layer in self.layers]
+        return np.array(each, dtype=np.float64)[self.places(frame)]
+
+
 def ride_tokens(engine: Engine) -> float:
     """New tokens that a pass of an engine takes beside decoding, infinite where it takes none."""
     scheduler = engine.scheduler
@@ -195,19 +247,32 @@ def _version_label(engine: Engine, fitted: frozenset[str]) -> str:
     return f"{engine.name}:{near or '-'}"
 
 
-def fitted_passes(passes: pl.DataFrame, layer: Layer | None) -> pl.DataFrame:
+def fitted_passes(passes: pl.DataFrame, layer: Layers | Layer | None) -> pl.DataFrame:
     """Add `raw_s` and let the fitted layer weigh the parts of each pass, the interval with it."""
-    raw = passes.with_columns(pl.col("typical_s").alias("raw_s"))
-    if layer is None:
+    raw, layers = passes.with_columns(pl.col("typical_s").alias("raw_s")), Layers.of(layer)
+    fitted = layers.fitted(raw)
+    if not fitted.any():
         return raw
-    terms, parts = layer.fit.tpot.terms, step_parts(raw)
-    decode = parts.total(terms, layer.labels)
+    parts = step_parts(raw)
+    decode = layers.weighed(raw, parts, _decoding)
+    prefill = raw["raw_s"].to_numpy() * layers.weighed(raw, parts, _prefilling)
+    typical = np.where((raw["phase"] == "decode").to_numpy(), decode, prefill)
+    low = typical * layers.numbers(raw, lambda layer: float(np.exp(layer.tpot.low_log_ratio)))
+    high = typical * layers.numbers(raw, lambda layer: float(np.exp(layer.tpot.high_log_ratio)))
+    return raw.with_columns(
+        pl.Series(name, np.where(fitted, values, raw[name].to_numpy()))
+        for name, values in (("typical_s", typical), ("low_s", low), ("high_s", high))
+    )
+
+
+def _decoding(layer: Layer, parts: Parts) -> Array:
+    """Seconds of a decode pass."""
+    return parts.total(layer.fit.tpot.terms, layer.labels)
+
+
+def _prefilling(layer: Layer, parts: Parts) -> Array:
+    """What a prefill pass is multiplied by."""
+    terms = layer.fit.tpot.terms
     whole = exponents(terms, layer.labels, parts.features, ALL)
     prompt = exponents(terms, layer.labels, parts.features, "prefill")
-    prefill = raw["raw_s"].to_numpy() * np.exp(whole + prompt)
-    typical = np.where((raw["phase"] == "decode").to_numpy(), decode, prefill)
-    return raw.with_columns(
-        pl.Series("typical_s", typical),
-        pl.Series("low_s", typical * np.exp(layer.tpot.low_log_ratio)),
-        pl.Series("high_s", typical * np.exp(layer.tpot.high_log_ratio)),
-    )
+    return np.asarray(np.exp(whole + prompt))

@@ -18,7 +18,11 @@ EXCHANGED = ("dispatch", "combine")
 EXPERTS = ("experts", "permute")
 
 
-def hide_exchange(timed: pl.DataFrame, beside: str) -> pl.DataFrame:
+def hide_exchange(
+    timed: pl.DataFrame,
+    beside: str,
+    where: Flags | bool = True,  # noqa: FBT001, FBT002 - rows
+) -> pl.DataFrame:
     """Keep of dispatch and combine what a stage of the same layer does not hide: max(e - s, 0).
 
     Sums over the ranks of one block wait for their operands and are never hidden.
@@ -27,9 +31,10 @@ def hide_exchange(timed: pl.DataFrame, beside: str) -> pl.DataFrame:
         timed: the timed work sheet.
         beside: the stage that runs meanwhile: `shared` experts, or `experts` where the exchange is
             part of their kernel (MC2).
+        where: rows of passes that do so.
     """
     stages = EXPERTS if beside == "experts" else (beside,)
-    return _hidden(timed, _travels(timed), _at_stage(timed, *stages))
+    return _hidden(timed, _travels(timed) & where, _at_stage(timed, *stages) & where)
 
 
 def hide_shared(timed: pl.DataFrame) -> pl.DataFrame:

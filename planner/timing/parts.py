@@ -74,6 +74,13 @@ class Parts:
     seconds: dict[str, Array]
     features: dict[str, Array]
 
+    def taken(self, rows: NDArray[np.intp]) -> Parts:
+        """The parts of some of the points."""
+        return Parts(
+            {name: values[rows] for name, values in self.seconds.items()},
+            {name: values[rows] for name, values in self.features.items()},
+        )
+
     def scaled(self, terms: Sequence[Weight], labels: frozenset[str]) -> dict[str, Array]:
         """Every part times its fitted multiplier, the common one included."""
         whole = np.exp(exponents(terms, labels, self.features, ALL))

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from planner.candidates import LAYOUT
-from planner.timing.engine_layer import Layer, Spread
+from planner.timing.engine_layer import Layer, Layers, Spread
 from planner.timing.parts import Array, Load, held_up_share, tpot_parts, ttft_parts
 from planner.work.attention import PROMPT
 
@@ -34,7 +34,7 @@ SERVING: dict[str, type[pl.DataType]] = LAYOUT | {
 
 def serving_table(
     passes: pl.DataFrame, modes: tuple[str, ...], pair_by: tuple[str, ...] = KEY,
-    layer: Layer | None = None,
+    layer: Layers | Layer | None = None,
 ) -> pl.DataFrame:  # fmt: skip
     """Combine priced passes into candidates for every role that the modes allow.
 
@@ -42,7 +42,8 @@ def serving_table(
         passes: columns `POINT`, `MEMORY`, `total_bytes` and `low_s`, `typical_s`, `high_s`.
         modes: `agg`, `disagg` or both.
         pair_by: columns in which an aggregated worker's prefill and decode pass agree.
-        layer: the fitted engine layer that weighs parts of TPOT and TTFT; none: physics alone.
+        layer: the fitted engine layer that weighs parts of TPOT and TTFT, or those of all
+            questions; none: physics alone.
 
     Returns:
         Columns `SERVING`, and those of `pair_by`.
@@ -51,7 +52,7 @@ def serving_table(
     roles = []
     if "agg" in modes:
         both = paired(prefill, decode, pair_by)
-        roles.append(_aggregated(both) if layer is None else _fitted(both, layer))
+        roles += _both_phases(both, Layers.of(layer))
     if "disagg" in modes:
         roles += [_prefill_pool(prefill), _decode_pool(decode)]
     columns = [*SERVING, *(c for c in pair_by if c not in SERVING)]
@@ -134,10 +135,21 @@ def unevenness(prefill: pl.DataFrame) -> pl.Expr:
     return pl.col(PROMPT).fill_null(pl.col("new_tokens")) / pl.col("new_tokens")
 
 
-def _fitted(both: pl.DataFrame, layer: Layer) -> pl.DataFrame:
+def _both_phases(both: pl.DataFrame, layers: Layers) -> list[pl.DataFrame]:
+    """Workers that do both, those of questions without a fitted layer apart."""
+    fitted = layers.fitted(both)
+    if fitted.all() and both.height:
+        return [_fitted(both, layers)]
+    if not fitted.any():
+        return [_aggregated(both)]
+    return [_fitted(both.filter(fitted), layers), _aggregated(both.filter(~fitted))]
+
+
+def _fitted(both: pl.DataFrame, layers: Layers) -> pl.DataFrame:
     """A worker that does both, parts of TPOT and TTFT weighed by the fitted engine layer."""
-    tpot = tpot_parts(both).total(layer.fit.tpot.terms, layer.labels)
-    ttft, median = _ttft(both, layer)
+    parts = tpot_parts(both)
+    tpot = layers.weighed(both, parts, lambda a, p: p.total(a.fit.tpot.terms, a.labels))
+    ttft, median = _ttft(both, layers)
     grown = pl.max_horizontal(
         pl.col("prefill_activation_bytes") - pl.col("activation_bytes"), pl.lit(0.0)
     )
@@ -146,24 +158,35 @@ def _fitted(both: pl.DataFrame, layer: Layer) -> pl.DataFrame:
         pl.col("point").alias("decode_point"),
         _inflight().alias("inflight"),
         (pl.col("total_bytes") + grown).alias("total_bytes"),
-        *_sides("tpot_s", tpot, layer.tpot),
-        *_sides("ttft_s", ttft, layer.ttft),
+        *_sides("tpot_s", tpot, (both, layers)),
+        *_sides("ttft_s", ttft, (both, layers)),
         pl.Series("ttft_median_ratio", median / ttft),
     )
     return _with_rates(timed)
 
 
-def _ttft(both: pl.DataFrame, layer: Layer) -> tuple[Array, Array]:
+def _ttft(both: pl.DataFrame, layers: Layers) -> tuple[Array, Array]:
     """Mean and median time to first token."""
-    load = load_of(both, layer.chunk_tokens)
+    load = load_of(both, layers.numbers(both, lambda layer: layer.chunk_tokens))
     mean, median = (
-        ttft_parts(load, of).total(layer.fit.ttft.terms, layer.labels) for of in (0.0, 1.0)
+        layers.weighed(both, ttft_parts(load, of), lambda a, p: p.total(a.fit.ttft.terms, a.labels))
+        for of in (0.0, 1.0)
     )
     return mean, median
 
 
-def _sides(name: str, typical: Array, spread: Spread) -> list[pl.Series]:
-    factors = (float(np.exp(spread.low_log_ratio)), 1.0, float(np.exp(spread.high_log_ratio)))
+def _sides(name: str, typical: Array, of: tuple[pl.DataFrame, Layers]) -> list[pl.Series]:
+    """The interval around a quantity, by the spread of each row's layer."""
+    both, layers = of
+
+    def spread(layer: Layer) -> Spread:
+        return layer.tpot if name == "tpot_s" else layer.ttft
+
+    factors: tuple[Array | float, ...] = (
+        layers.numbers(both, lambda layer: float(np.exp(spread(layer).low_log_ratio))),
+        1.0,
+        layers.numbers(both, lambda layer: float(np.exp(spread(layer).high_log_ratio))),
+    )
     return [
         pl.Series(f"{name}_{side}", typical * factor)
         for side, factor in zip(SIDES, factors, strict=True)
@@ -178,7 +201,7 @@ def _optional(both: pl.DataFrame, name: str) -> Array:
     return values
 
 
-def load_of(both: pl.DataFrame, chunk_tokens: float) -> Load:
+def load_of(both: pl.DataFrame, chunk_tokens: float | Array) -> Load:
     """What a prompt meets, from decode passes beside their prefill pass (before the fitted layer).
 
     Args:
@@ -233,13 +256,17 @@ def beside(prefill: pl.DataFrame, decode: pl.DataFrame, pools: pl.DataFrame) -> 
     )
 
 
-def pool_ttft(both: pl.DataFrame, layer: Layer) -> dict[int, dict[str, float]]:
-    """TTFT of disaggregated lines under their load, by line and side (`beside` makes `both`)."""
-    ttft, median = _ttft(both, layer)
+def pool_ttft(both: pl.DataFrame, layers: Layers) -> pl.DataFrame:
+    """TTFT of disaggregated lines under their load, by line and side (`beside` makes `both`).
+
+    Returns:
+        Columns `line`, `ttft_s_low`, `ttft_s_typical`, `ttft_s_high` and `ttft_median_ratio` of
+        the lines whose engine and machine were fitted on.
+    """
+    known = both.filter(layers.fitted(both))
+    ttft, median = _ttft(known, layers)
     ratio = pl.Series("ttft_median_ratio", median / ttft)
-    sides = _sides("ttft_s", ttft, layer.ttft)
-    rows = pl.DataFrame([both["line"], *sides, ratio]).iter_rows(named=True)
-    return {row.pop("line"): row for row in rows}
+    return pl.DataFrame([known["line"], *_sides("ttft_s", ttft, (known, layers)), ratio])
 
 
 def _aggregated(both: pl.DataFrame) -> pl.DataFrame:

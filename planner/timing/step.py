@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,9 +11,12 @@ import polars as pl
 
 from hwprofiles.cluster import Cluster
 from hwprofiles.kernels import DTYPES
-from hwprofiles.timing import TIMES, time_kernels
+from hwprofiles.timing import TIMES
+from hwprofiles.timing.answer import Answers, fill
+from hwprofiles.timing.rows import Columns
 from planner.engines import Engine, Phase
 from planner.quantities import Source, StageShare
+from planner.work.rows import Array, Codes, Points
 
 STEP: dict[str, type[pl.DataType]] = {
     "point": pl.UInt32,
@@ -45,29 +48,55 @@ def time_sheet(sheet: pl.DataFrame, cluster: Cluster, engine: Engine) -> pl.Data
     Returns:
         The sheet with `low_s`, `typical_s`, `high_s` of one run, `bound_by` and `source`.
     """
-    peaks = cluster.device.peak_flop_per_s
-    if "bf16" not in peaks and "fp16" in peaks:  # what is kept in 16 bits runs in the other kind
-        sheet = sheet.with_columns(pl.col("dtype").replace({"bf16": "fp16"}))
+    return time_sheets(sheet, [(cluster, engine.name)], np.zeros(sheet.height, dtype=np.intp))
+
+
+def time_sheets(
+    sheet: pl.DataFrame, machines: Sequence[tuple[Cluster, str]], of: Codes
+) -> pl.DataFrame:
+    """Price a work sheet whose rows run on several machines, as `time_sheet` does on one.
+
+    Args:
+        sheet: columns `SHEET`.
+        machines: clusters, and the engine whose kernels run there.
+        of: which of them each row runs on.
+    """
+    half = np.array([_half_only(cluster) for cluster, _ in machines])
+    if half.any():  # what is kept in 16 bits runs in the other kind
+        dtype, there = pl.col("dtype"), pl.Series(half[of])
+        other = pl.when(there & (dtype == "bf16")).then(pl.lit("fp16")).otherwise(dtype)
+        sheet = sheet.with_columns(other.alias("dtype"))
     keys = [c for c in sheet.columns if c not in ("point", "stage", "repeat_count")]
     used = [c for c in keys if sheet[c].null_count() < sheet.height]
     # Rows of equal hash are equal rows: two others of 100,000 share one once in 10^9 sheets.
-    _, first, where = np.unique(
-        sheet.select(used).hash_rows().to_numpy(), return_index=True, return_inverse=True
-    )
+    marks = sheet.select(*used, pl.Series("machine", of)).hash_rows().to_numpy()
+    _, first, where = np.unique(marks, return_index=True, return_inverse=True)
     order = np.argsort(first)  # rows keep the order in which they first appear
     place = np.empty_like(order)
     place[order] = np.arange(len(order))
     # A pass sums dozens of kernels: one far outside the measured sizes widens the interval.
-    timed = time_kernels(
-        sheet.select(keys)[first[order]], cluster, engine.name, extrapolate=True
-    ).select(*TIMES, "bound_by", "source")
+    kept = first[order]
+    columns, answers = Columns(sheet.select(keys)[kept]), Answers.of(len(kept))
+    for number, (cluster, backend) in enumerate(machines):
+        chosen = np.flatnonzero(of[kept] == number)
+        fill(answers, columns, cluster, backend, chosen, extrapolate=True)
+    timed = pl.DataFrame(answers.columns())
     return sheet.hstack(timed[place[where.reshape(-1)]])
 
 
-def step_seconds(
-    timed: pl.DataFrame, points: pl.DataFrame, engine: Engine, layers: int
-) -> pl.DataFrame:
-    """Sum rows to passes, columns `STEP`, one row a point in the points' order."""
+def _half_only(cluster: Cluster) -> bool:
+    peaks = cluster.device.peak_flop_per_s
+    return "bf16" not in peaks and "fp16" in peaks
+
+
+def step_seconds(timed: pl.DataFrame, points: pl.DataFrame, host_s: Array) -> pl.DataFrame:
+    """Sum rows to passes, columns `STEP`, one row a point in the points' order.
+
+    Args:
+        timed: the timed work sheet.
+        points: the passes.
+        host_s: what the engine's host adds to each (`host_seconds`).
+    """
     # Summed row after row: a threaded group_by adds in another order each time, and the last bit of
     # an answer would change from run to run.
     at = timed["point"].to_numpy()
@@ -82,10 +111,8 @@ def step_seconds(
         pl.Series(name, np.bincount(at, weight, size)[points["point"]])
         for name, weight in weights.items()
     ]
-    joined = points.with_columns(sums)
-    phase = pl.when(pl.col("phase") == "decode")
-    host = phase.then(_host(engine, "decode", layers)).otherwise(_host(engine, "prefill", layers))
-    return joined.with_columns(host.alias("host_s")).select(
+    host = pl.Series("host_s", host_s)
+    return points.with_columns(*sums, host).select(
         "point", *(pl.col(name) + pl.col("host_s") for name in TIMES), *list(STEP)[4:]
     )
 
@@ -97,10 +124,15 @@ def _converts() -> pl.Expr:
     return product.cast(pl.Float64)
 
 
-def _host(engine: Engine, phase: Phase, layers: int) -> pl.Expr:
-    """Seconds an engine's host adds to a pass of a phase: base, layers, sequences."""
-    each = engine.overhead[phase].per_sequence_s.value
-    return engine.step_overhead_s(phase, layers) + pl.col("batch") * each
+def host_seconds(points: Points, engine: Engine, layers: int) -> Array:
+    """Seconds an engine's host adds to each pass: base, layers, sequences."""
+    phases: tuple[Phase, Phase] = ("decode", "prefill")
+    decode, prefill = (
+        engine.step_overhead_s(phase, layers)
+        + points["batch"] * engine.overhead[phase].per_sequence_s.value
+        for phase in phases
+    )
+    return np.where(points.decoding, decode, prefill)
 
 
 def stage_shares(

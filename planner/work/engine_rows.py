@@ -7,49 +7,57 @@ MoeFinalizeRouting one after the other (torch_npu's operators, CANN documentatio
 
 from __future__ import annotations
 
-import polars as pl
+from collections.abc import Sequence
+from dataclasses import replace
 
-from planner.work.rows import SHEET
+import numpy as np
+
+from planner.work.rows import Array, Part, write_rows
 
 BF16_BYTES, INT8_BYTES, FP32_BYTES = 2, 1, 4
 STAGE = "permute"
 
 
-def with_drafts(sheet: pl.DataFrame, points: pl.DataFrame, layers: int) -> pl.DataFrame:
+def with_drafts(parts: Sequence[Part], layers: int) -> list[Part]:
     """Add what multi-token prediction runs beside the checked pass: one layer and a head a draft.
 
     A pass that checks drafts has `new_tokens` - 1 of them for each sequence (DeepSeek-V3, section
     2.2; CloudMatrix384, arXiv:2506.12708, section 4.2.4).
     """
-    drafts = points.filter((pl.col("phase") == "decode") & (pl.col("new_tokens") > 1)).select(
-        "point", (pl.col("new_tokens") - 1).alias("_drafts")
-    )
-    if drafts.is_empty():
-        return sheet
-    joined = sheet.join(drafts, on="point", how="left", maintain_order="left")
-    count = pl.col("_drafts").fill_null(0.0)
-    more = pl.when(pl.col("stage") == "head").then(count / (1 + count)).otherwise(count / layers)
-    return joined.with_columns(pl.col("repeat_count") * (1 + more)).drop("_drafts")
+    found = []
+    for part in parts:
+        points = part.points
+        count = np.where(points.decoding, np.maximum(points["new_tokens"] - 1, 0.0), 0.0)
+        more = count / (1 + count) if part.texts["stage"] == "head" else count / layers
+        runs = part.number("repeat_count") * (1 + more)
+        found.append(replace(part, numbers={**part.numbers, "repeat_count": runs}))
+    return found
 
 
-def with_separate_kernels(sheet: pl.DataFrame) -> pl.DataFrame:
+def with_separate_kernels(parts: Sequence[Part]) -> list[Part]:
     """Add what moves between the kernels of each expert block, on the busiest rank."""
-    routed = sheet.filter((pl.col("stage") == "experts") & (pl.col("kernel") == "grouped_gemm"))
-    ranks = pl.col("moe_ep").fill_null(1.0)
-    pairs = pl.col("tokens") * pl.col("top_k") / ranks * pl.col("busy_ratio").fill_null(1.0)
-    inner = pl.col("inter") / pl.col("moe_tp").fill_null(1.0)
-    moved = (
-        pl.col("tokens") / ranks * pl.col("experts") * FP32_BYTES,  # scores to chosen experts
-        pairs * pl.col("hidden") * (BF16_BYTES + INT8_BYTES),  # tokens in expert order, quantised
-        pairs * inner * (2 * BF16_BYTES + INT8_BYTES),  # gate times up, quantised again
-        pairs * pl.col("hidden") * 2 * BF16_BYTES,  # what the second product leaves, and reads
-        pairs * pl.col("hidden") * BF16_BYTES,  # weighted sum of a token's experts
-    )
+    routed = [part for part in parts if part.texts["kernel"] == "grouped_gemm"]
+    moved = [_moved(part) for part in routed]
     added = [
-        routed.select(
-            "point", "repeat_count", pl.lit(STAGE).alias("stage"),
-            pl.lit("elementwise").alias("kernel"), size.cast(SHEET["bytes"]).alias("bytes"),
-        )
-        for size in moved
-    ]  # fmt: skip
-    return pl.concat([sheet, *added], how="diagonal")
+        write_rows(part.points, STAGE, "elementwise", part.number("repeat_count"), bytes=sizes[i])
+        for i in range(MOVES)
+        for part, sizes in zip(routed, moved, strict=True)
+    ]
+    return [*parts, *added]
+
+
+MOVES = 5
+"""Tensors that move between the kernels of an expert block."""
+
+
+def _moved(part: Part) -> tuple[Array, ...]:
+    tokens, hidden, ranks = (part.number(name) for name in ("tokens", "hidden", "moe_ep"))
+    pairs = tokens * part.number("top_k") / ranks * part.number("busy_ratio")
+    inner = part.number("inter") / part.number("moe_tp")
+    return (
+        tokens / ranks * part.number("experts") * FP32_BYTES,  # scores to chosen experts
+        pairs * hidden * (BF16_BYTES + INT8_BYTES),  # tokens in expert order, quantised
+        pairs * inner * (2 * BF16_BYTES + INT8_BYTES),  # gate times up, quantised again
+        pairs * hidden * 2 * BF16_BYTES,  # what the second product leaves, and reads
+        pairs * hidden * BF16_BYTES,  # weighted sum of a token's experts
+    )

@@ -126,6 +126,13 @@ class Part:
     texts: Mapping[str, str]
     numbers: Mapping[str, Array | float]
 
+    def number(self, name: str) -> Array:
+        """One number a row."""
+        value = self.numbers[name]
+        if isinstance(value, np.ndarray):
+            return self.points.taken(value)
+        return np.full(self.points.count, float(value))
+
 
 def write_rows(
     points: Points, stage: str, kernel: str, repeat: Array | float, **columns: Value
