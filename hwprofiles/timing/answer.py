@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from hwprofiles.cluster import Cluster
 from hwprofiles.efficiency import Curves, load_curves
 from hwprofiles.errors import MoesaicError, unknown_name
-from hwprofiles.kernels import COLLECTIVES, EXCHANGES, KERNELS
+from hwprofiles.kernels import COLLECTIVES, EXCHANGES, KERNEL_ROW, KERNELS
 from hwprofiles.timing.arrays import PRODUCTS
-from hwprofiles.timing.groups import groups_of
+from hwprofiles.timing.groups import Group, groups_of
 from hwprofiles.timing.places import FAMILIES
 from hwprofiles.timing.profile import Found, find
 from hwprofiles.timing.rows import TIMED, Array, Codes, Columns, Rows, Work
@@ -52,28 +52,73 @@ def time_kernels(
     if rows.is_empty():
         return rows.with_columns(pl.lit(None, kind).alias(name) for name, kind in TIMED.items())
     answers = Answers.of(rows.height)
-    fill(answers, Columns(rows), cluster, backend, extrapolate=extrapolate)
+    fill(answers, Columns(rows), Asked(cluster, backend, extrapolate=extrapolate))
     return rows.with_columns(answers.columns())
 
 
-def fill(
-    answers: Answers, columns: Columns, cluster: Cluster, backend: str | None = None,
-    chosen: Codes | None = None, *, extrapolate: bool = False,
-) -> None:  # fmt: skip
+@dataclass(frozen=True)
+class Asked:
+    """Of what machine and engine times are asked, and what becomes of rows that have no answer."""
+
+    cluster: Cluster
+    backend: str | None = None
+    extrapolate: bool = False
+    refused: dict[int, MoesaicError] | None = None
+    """Filled with the rows that cannot be answered and why; none: the first such row raises."""
+
+
+def fill(answers: Answers, columns: Columns, asked: Asked, chosen: Codes | None = None) -> None:
     """Answer rows as `time_kernels` does, or those of them that are `chosen`."""
-    for group in groups_of(columns, chosen, cluster.devices_per_node):
-        kernel = str(group.kernel)
-        if kernel not in RULES:
-            raise unknown_name("kernel", kernel, KERNELS)
-        found = _find(cluster, backend, kernel, group.wanted)
-        part = Rows(
-            columns.frame, group.chosen, columns, names={"_library": group.wanted["library"]}
-        )
-        if found is None:
-            answered = _by_rule(kernel, part, cluster)
-        else:
-            answered = _by_table(found, part, cluster, extrapolate=extrapolate)
-        answers.put(group.chosen, *answered)
+    for group in groups_of(columns, chosen, asked.cluster.devices_per_node):
+        try:
+            answers.put(group.chosen, *_answered(columns, asked, group))
+        except MoesaicError as error:
+            if asked.refused is None:
+                raise
+            _refuse(answers, columns, asked, group.chosen, error)
+
+
+def _answered(columns: Columns, asked: Asked, group: Group) -> Answered:
+    kernel = str(group.kernel)
+    if kernel not in RULES:
+        raise unknown_name("kernel", kernel, KERNELS)
+    found = _find(asked.cluster, asked.backend, kernel, group.wanted)
+    part = Rows(columns.frame, group.chosen, columns, names={"_library": group.wanted["library"]})
+    if found is None:
+        return _by_rule(kernel, part, asked.cluster)
+    return _by_table(found, part, asked)
+
+
+NAMES = ("dtype", "kv_dtype", "library", "tier")
+"""Columns beside the kernel whose texts may have no answer."""
+NUMBERS = frozenset(name for name, kind in KERNEL_ROW.items() if kind == pl.Float64)
+
+
+def _refuse(
+    answers: Answers, columns: Columns, asked: Asked, rows: Codes, error: MoesaicError
+) -> None:
+    """Find the rows of a failed group that are to blame, answer the others.
+
+    An error that blames a name and no size holds for every row with the same names.
+    """
+    parts = _by_names(columns, rows)
+    if len(parts) == 1:
+        named = error.kind != "invalid" and error.path.lstrip("/") not in NUMBERS
+        if asked.refused is not None and (named or len(rows) == 1):
+            asked.refused.update(dict.fromkeys(rows.tolist(), error))
+            return
+        parts = np.array_split(rows, 2)
+    for part in parts:
+        fill(answers, columns, asked, part)
+
+
+def _by_names(columns: Columns, rows: Codes) -> list[Codes]:
+    """Rows with the same names together."""
+    whole = np.zeros(len(rows), dtype=np.intp)
+    for name in NAMES:
+        labels, codes = columns.labels(name)
+        whole = whole * len(labels) + codes[rows]
+    return [rows[whole == code] for code in np.unique(whole)]
 
 
 @dataclass
@@ -160,13 +205,13 @@ def _chosen(first: NDArray[np.bool_], one: Answered, other: Answered) -> Answere
     return (low, typical, high), bound, source
 
 
-def _by_table(found: Found, part: Rows, cluster: Cluster, *, extrapolate: bool) -> Answered:
+def _by_table(found: Found, part: Rows, asked: Asked) -> Answered:
     table = found.table
     rows = prepared(table, part)
-    work = COUNTS[table.kernel](rows, cluster)
+    work = COUNTS[table.kernel](rows, asked.cluster)
     residual = residual_of(table, FAMILIES[table.kernel].place(rows))
-    if not extrapolate:
-        _refuse_far(table.kernel, residual)
+    if not asked.extrapolate:
+        _refuse_far(table.kernel, residual, part, asked)
     typical = table.physics.seconds(work) * np.exp(residual.typical)
     low, high = table.bands.offsets(residual.nearest)
     widen = found.widen + WIDEN_BEYOND * np.minimum(residual.beyond, 30)
@@ -205,16 +250,22 @@ def _skewed(rows: Rows, table: Table) -> Rows:
     return replace(rows, stated={**rows.stated, **said})
 
 
-def _refuse_far(kernel: str, residual: Residual) -> None:
-    if kernel in COLLECTIVES or kernel in EXCHANGES or not len(residual.beyond):
+def _refuse_far(kernel: str, residual: Residual, rows: Rows, asked: Asked) -> None:
+    far = np.flatnonzero(residual.beyond > FAR_DOUBLINGS)
+    if kernel in COLLECTIVES or kernel in EXCHANGES or not len(far):
         return
-    worst = float(residual.beyond.max())
-    if worst > FAR_DOUBLINGS:
-        raise MoesaicError(
-            "outside_evidence",
-            f"a {kernel} size lies a factor of {2**worst:.3g} outside what was measured; known up "
-            f"to {2**FAR_DOUBLINGS:.0f}; extrapolation would answer with a wider interval",
-        )
+    if asked.refused is None or rows.chosen is None:
+        raise _too_far(kernel, float(residual.beyond.max()))
+    for place in far.tolist():
+        asked.refused[int(rows.chosen[place])] = _too_far(kernel, float(residual.beyond[place]))
+
+
+def _too_far(kernel: str, doublings: float) -> MoesaicError:
+    return MoesaicError(
+        "outside_evidence",
+        f"a {kernel} size lies a factor of {2**doublings:.3g} outside what was measured; known up "
+        f"to {2**FAR_DOUBLINGS:.0f}; extrapolation would answer with a wider interval",
+    )
 
 
 def _bound(found: Found, work: Work) -> NDArray[np.str_]:

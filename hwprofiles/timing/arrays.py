@@ -48,6 +48,7 @@ def product_cycles(array: MacArray, m: Array, n: Array, k: Array) -> Cycles:
             "outside_evidence",
             f"an inner width of {deepest:.0f} on operand memories of {array.words_count} words; "
             "a kernel with deeper memories or a split inner width would work",
+            "/k",
         )
     most = np.minimum(array.words_count // k, array.tiles_count)
     left, right = np.ceil(m / array.size_count), np.ceil(n / array.size_count)

@@ -16,11 +16,11 @@ import polars as pl
 from numpy.typing import NDArray
 
 from hwprofiles.errors import MoesaicError
-from hwprofiles.kernels import COLLECTIVES, DTYPES, EXCHANGES, KERNEL_ROW, KERNELS
-from hwprofiles.library import cluster_for
-from hwprofiles.timing.answer import Answers, fill
-from hwprofiles.timing.lines import MAY_BE_ZERO, NUMBERS, exponent
-from hwprofiles.timing.rows import Codes, Columns
+from hwprofiles.kernels import DTYPES, KERNEL_ROW, KERNELS
+from hwprofiles.timing.answer import NUMBERS
+from hwprofiles.timing.lines import MAY_BE_ZERO, exponent, failed
+from hwprofiles.timing.mixed import time_mixed
+from hwprofiles.timing.rows import Codes
 
 _ABOUT: dict[str, type[pl.DataType]] = {
     "device": pl.String,
@@ -41,11 +41,17 @@ def answer_block(blob: bytes, *, extrapolate: bool = False) -> str | None:
     if frame is None:
         return None
     try:
-        timed = _timed(_with_exponent(frame), extrapolate=extrapolate)
-    except MoesaicError:
+        timed, refused = time_mixed(_with_exponent(frame), extrapolate=extrapolate)
+    except MoesaicError:  # a load that is none
         return None
     error = pl.Series("error", [None], dtype=pl.String).new_from_index(0, frame.height)
-    return pl.DataFrame([frame["id"], *timed, error]).write_ndjson()
+    text = pl.DataFrame([frame["id"], *timed, error]).write_ndjson()
+    if not refused:
+        return text
+    lines = text.split("\n")
+    for row, why in refused.items():
+        lines[row] = failed(frame["id"][row], why)
+    return "\n".join(lines)
 
 
 SAMPLE = 200
@@ -174,30 +180,3 @@ def _with_exponent(frame: pl.DataFrame) -> pl.DataFrame:
     values = {text: exponent(json.loads(text) if text.startswith("{") else text) for text in texts}
     column = pl.col("skew").replace_strict(values, default=None, return_dtype=pl.Float64)
     return frame.with_columns(column.alias("skew_alpha")).drop("skew")
-
-
-def _timed(frame: pl.DataFrame, *, extrapolate: bool) -> list[pl.Series]:
-    columns, answers = Columns(frame), Answers.of(frame.height)
-    devices, of_device = columns.labels("device")
-    engines, of_engine = columns.labels("backend")
-    both = of_device * len(engines) + of_engine
-    for code in dict.fromkeys(both.tolist()):
-        chosen = np.flatnonzero(both == code)
-        cluster = cluster_for(str(devices[code // len(engines)]), *_largest(columns, chosen))
-        engine = engines[code % len(engines)]
-        fill(answers, columns, cluster, engine, chosen, extrapolate=extrapolate)
-    return answers.columns()
-
-
-def _largest(columns: Columns, chosen: Codes) -> tuple[int, int]:
-    """Ranks and nodes of the largest group, which the cluster must hold."""
-    kernels, codes = columns.labels("kernel")
-    joined = np.array([kernel in COLLECTIVES or kernel in EXCHANGES for kernel in kernels])
-    grouped = chosen[joined[codes[chosen]]]
-    sizes = [
-        np.nan_to_num(columns.numbers(name)[grouped], nan=1.0).max(initial=1.0)
-        if name in columns.names
-        else 1.0
-        for name in ("devices", "nodes")
-    ]
-    return int(sizes[0]), int(sizes[1])

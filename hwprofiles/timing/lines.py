@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import json
 import math
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import polars as pl
 
 from hwprofiles.errors import MoesaicError, unknown_name
-from hwprofiles.kernels import COLLECTIVES, DTYPES, EXCHANGES, KERNEL_ROW, KERNELS
-from hwprofiles.library import cluster_for, load_device
-from hwprofiles.timing.answer import time_kernels
-from hwprofiles.timing.rows import TIMES
+from hwprofiles.kernels import DTYPES, KERNEL_ROW, KERNELS
+from hwprofiles.library import load_device
+from hwprofiles.timing.answer import NUMBERS
+from hwprofiles.timing.mixed import time_mixed
 
 Line = Mapping[str, Any]
 ABOUT = {"id", "device", "backend", "skew"}
 FORMATS = {"dtype", "kv_dtype"}
-NUMBERS = {name for name, kind in KERNEL_ROW.items() if kind == pl.Float64}
 MAY_BE_ZERO = {"past", "busy_ratio", "active_experts"}
-SCHEMA: dict[str, type[pl.DataType]] = KERNEL_ROW | {"skew_alpha": pl.Float64}
+SCHEMA: dict[str, type[pl.DataType]] = KERNEL_ROW | {
+    "skew_alpha": pl.Float64, "device": pl.String, "backend": pl.String,
+}  # fmt: skip
 
 
 def time_lines(lines: Iterable[object], *, extrapolate: bool = False) -> list[str]:
@@ -31,19 +31,20 @@ def time_lines(lines: Iterable[object], *, extrapolate: bool = False) -> list[st
         lines: plain data of one kernel row each, or the error that reading it raised.
         extrapolate: answer far outside what was measured, with wider intervals.
     """
-    answers: dict[int, str] = {}
-    groups: dict[tuple[str, str | None], list[tuple[int, Line, dict[str, Any]]]] = defaultdict(list)
+    answers: list[str] = []
+    numbers, rows = [], []
     for number, line in enumerate(lines):
         try:
-            row = checked(line)
+            rows.append(checked(line))
         except MoesaicError as error:
-            answers[number] = _failed(line, error)
+            answers.append(failed(line.get("id") if isinstance(line, dict) else None, error))
         else:
-            about = line if isinstance(line, dict) else {}
-            groups[about["device"], about.get("backend")].append((number, about, row))
-    for (device, backend), members in groups.items():
-        answers.update(_answered(device, backend, members, extrapolate=extrapolate))
-    return [answers[number] for number in range(len(answers))]
+            answers.append("")
+            numbers.append(number)
+    if rows:
+        for number, text in zip(numbers, _answered(rows, extrapolate=extrapolate), strict=True):
+            answers[number] = text
+    return answers
 
 
 def checked(line: object) -> dict[str, Any]:
@@ -66,13 +67,11 @@ def checked(line: object) -> dict[str, Any]:
     if not isinstance(line.get("device"), str):
         raise MoesaicError("invalid", "a line needs a device", "/device")
     load_device(line["device"])
-    row = {name: value for name, value in line.items() if name not in ABOUT}
-    _check_values(row)
-    row["skew_alpha"] = exponent(line.get("skew"))
-    return row
+    _check_values(line)
+    return {**line, "skew_alpha": exponent(line.get("skew"))}
 
 
-def _check_values(row: dict[str, Any]) -> None:
+def _check_values(row: Line) -> None:
     for name, value in row.items():
         if value is None:
             continue
@@ -101,31 +100,16 @@ def exponent(skew: object) -> float | None:
     raise MoesaicError("invalid", 'skew is "balanced" or {"power_law": 1.2}', "/skew")
 
 
-Member = tuple[int, Line, dict[str, Any]]
-
-
-def _answered(
-    device: str, backend: str | None, members: list[Member], *, extrapolate: bool
-) -> Iterator[tuple[int, str]]:
-    """Time a group at once; where that fails, halves of it, so that only bad lines fail."""
-    rows = [row for _, _, row in members]
-    try:
-        frame = pl.DataFrame(
-            {name: [row.get(name) for row in rows] for name in SCHEMA}, schema=SCHEMA, strict=False
-        )
-        cluster = cluster_for(device, *_largest_group(rows))
-        timed = time_kernels(frame, cluster, backend, extrapolate=extrapolate)
-    except MoesaicError as error:
-        if len(members) == 1:
-            yield members[0][0], _failed(members[0][1], error)
-            return
-        middle = len(members) // 2
-        for half in (members[:middle], members[middle:]):
-            yield from _answered(device, backend, half, extrapolate=extrapolate)
-        return
-    columns = [timed[name].to_list() for name in (*TIMES, "bound_by", "source")]
-    for (number, line, _), *values in zip(members, *columns, strict=True):
-        yield number, ANSWER.format(json.dumps(line.get("id")), *values)
+def _answered(rows: list[dict[str, Any]], *, extrapolate: bool) -> Iterator[str]:
+    frame = pl.DataFrame(
+        {name: [row.get(name) for row in rows] for name in SCHEMA}, schema=SCHEMA, strict=False
+    )
+    timed, refused = time_mixed(frame, extrapolate=extrapolate)
+    columns = [column.to_list() for column in timed]
+    for number, (row, *values) in enumerate(zip(rows, *columns, strict=True)):
+        name = row.get("id")
+        error = refused.get(number)
+        yield failed(name, error) if error else ANSWER.format(json.dumps(name), *values)
 
 
 ANSWER = (
@@ -134,16 +118,6 @@ ANSWER = (
 )
 
 
-def _largest_group(rows: list[dict[str, Any]]) -> tuple[int, int]:
-    """Ranks and nodes of the largest group, which the cluster must hold."""
-    ranks = nodes = 1
-    for row in rows:
-        if row["kernel"] in COLLECTIVES or row["kernel"] in EXCHANGES:
-            ranks = max(ranks, int(row.get("devices") or 1))
-            nodes = max(nodes, int(row.get("nodes") or 1))
-    return ranks, nodes
-
-
-def _failed(line: object, error: MoesaicError) -> str:
-    name = line.get("id") if isinstance(line, dict) else None
+def failed(name: object, error: MoesaicError) -> str:
+    """A line that cannot be answered, and why."""
     return json.dumps({"id": name, "error": {"kind": error.kind, "message": str(error)}})

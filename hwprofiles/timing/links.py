@@ -70,7 +70,10 @@ def _each(
     """Bandwidth and latency of the tier that joins so many devices, each size looked up once."""
     if not cluster.tiers:
         return np.full(len(sizes), np.inf), np.zeros(len(sizes))
-    known, back = np.unique(sizes, return_inverse=True)
+    if len(sizes) and (sizes == sizes[0]).all():
+        known, back = sizes[:1], np.zeros(len(sizes), dtype=np.intp)
+    else:
+        known, back = np.unique(sizes, return_inverse=True)
     rates = np.array([rate(int(size)) for size in known], dtype=np.float64)
     waits = np.array(
         [cluster.tier_for(int(size)).latency_s.value for size in known], dtype=np.float64

@@ -110,12 +110,35 @@ def test_blocks_answer_as_single_lines_do():
         json.dumps(GEMM | {"zzz": 1}), json.dumps(GEMM | {"dtype": "fp7"}), "[1]", '"text"', "{",
         json.dumps(GEMM)[:-1] + ', "m": 65}', json.dumps(GEMM | {"m": float("nan")}),
         json.dumps(GEMM | {"id": 7}), json.dumps(GEMM | {"skew": "wild"}),
-        json.dumps(GEMM | {"device": "h101"}), json.dumps({"id": "x", "kernel": "gemm"}),
+        json.dumps({"id": "x", "kernel": "gemm"}),
         json.dumps({k: v for k, v in GEMM.items() if k != "id"}), json.dumps(GEMM) * 2,
     ],
 )  # fmt: skip
 def test_blocks_leave_anything_unusual_to_the_careful_reader(bad):
     assert answer_block(f"{json.dumps(GEMM)}\n{bad}".encode()) is None
+
+
+RING = {"id": "r", "device": "l4", "kernel": "all_reduce", "devices": 4, "message_bytes": 1e6}
+A100 = {"device": "a100-sxm-80g", "backend": "trtllm"}
+UNANSWERED = [
+    GEMM | A100 | {"dtype": "fp8"}, GEMM | {"m": 1e9, "n": 1e7}, GEMM | {"device": "h101"},
+    {k: v for k, v in GEMM.items() if k != "n"}, MOE | A100, RING | {"device": "rk3588"},
+    {"id": "z", "device": "zcu102", "kernel": "gemm", "m": 1, "n": 8, "k": 1e6, "dtype": "int8"},
+    {"id": "t", "device": "h100-sxm", "kernel": "copy", "bytes": 1e6, "tier": "tape"},
+]  # fmt: skip
+
+
+def test_rows_without_an_answer_leave_their_company_alone():
+    lines = [line for pair in zip(UNANSWERED, MIXED * 2, strict=False) for line in pair] * 3
+    block = answer_block("\n".join(json.dumps(line) for line in lines).encode())
+    assert block is not None
+    together = answers(*lines)
+    for line, text, careful in zip(lines, block.splitlines(), together, strict=True):
+        (alone,), found = answers(line), json.loads(text)
+        assert (alone["error"] is None) == (line in MIXED)
+        for answer in (found, careful):
+            assert answer["error"] == alone["error"]
+            assert answer.get("typical_s") == pytest.approx(alone.get("typical_s"))
 
 
 def test_the_verb_keeps_order_around_a_bad_line(tmp_path, capsys):
