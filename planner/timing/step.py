@@ -12,7 +12,7 @@ import polars as pl
 from hwprofiles.cluster import Cluster
 from hwprofiles.kernels import DTYPES
 from hwprofiles.timing import TIMES
-from hwprofiles.timing.answer import Answers, fill
+from hwprofiles.timing.answer import Answers, Asked, fill
 from hwprofiles.timing.rows import Columns
 from planner.engines import Engine, Phase
 from planner.quantities import Source, StageShare
@@ -79,7 +79,7 @@ def time_sheets(
     columns, answers = Columns(sheet.select(keys)[kept]), Answers.of(len(kept))
     for number, (cluster, backend) in enumerate(machines):
         chosen = np.flatnonzero(of[kept] == number)
-        fill(answers, columns, cluster, backend, chosen, extrapolate=True)
+        fill(answers, columns, Asked(cluster, backend, extrapolate=True), chosen)
     timed = pl.DataFrame(answers.columns())
     return sheet.hstack(timed[place[where.reshape(-1)]])
 
