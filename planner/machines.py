@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import polars as pl
@@ -10,7 +11,8 @@ from hwprofiles.cluster import Cluster
 from hwprofiles.errors import MoesaicError
 from planner.candidates import enumerate_layouts, layout_frame, phase_points
 from planner.pricing import Priced, price, question_of
-from planner.scenario import Scenario
+from planner.recent import Recent
+from planner.scenario import Limits, Scenario
 from planner.timing.serving import SERVING, SIDES, serving_table
 
 MACHINE: dict[str, type[pl.DataType]] = {
@@ -38,6 +40,8 @@ def key_of(row: dict[str, Any]) -> Key:
 def price_machines(scenario: Scenario) -> tuple[pl.DataFrame, dict[Key, Priced]]:
     """Price every legal candidate on every machine; a machine that has none is left out.
 
+    A question that differs from one of late in limits, objective or load alone has its prices.
+
     Returns:
         Columns `row` and `CANDIDATE`; and the passes that candidates point to.
 
@@ -45,6 +49,34 @@ def price_machines(scenario: Scenario) -> tuple[pl.DataFrame, dict[Key, Priced]]
         MoesaicError: `infeasible` when no machine has a legal layout, `outside_evidence` when a
             format has no peak on a device.
     """
+    return RECENT.get(priced_by(scenario), lambda: _price_all(scenario), _bytes_of)
+
+
+Prices = tuple[pl.DataFrame, dict[Key, Priced]]
+RECENT: Recent[Prices] = Recent(most_bytes=192 * 2.0**20)
+"""Room for seven questions of the size of DeepSeek-V3 on 32 devices."""
+
+
+def priced_by(scenario: Scenario) -> str:
+    """Name what prices follow from: not the limits, save those that decide what is priced."""
+    share = scenario.limits.memory_share  # experts in the host's memory fill what it leaves
+    kept = {"memory_share": share} if scenario.offload is not None else {}
+    unasked = {"concurrency": None, "request_rate": None}
+    plain = {
+        "name": "", "options": 1, "pareto": 0, "objective": "latency",
+        "limits": Limits(devices=scenario.limits.devices).model_copy(update=kept),
+        "workload": scenario.workload.model_copy(update=unasked),
+    }  # fmt: skip
+    return hashlib.sha256(scenario.model_copy(update=plain).model_dump_json().encode()).hexdigest()
+
+
+def _bytes_of(prices: Prices) -> float:
+    table, machines = prices
+    frames = [table, *(f for priced in machines.values() for f in (priced.passes, priced.timed))]
+    return float(sum(frame.estimated_size() for frame in frames))
+
+
+def _price_all(scenario: Scenario) -> Prices:
     tables, priced = [], {}
     for number in range(1 + len(scenario.also)):
         own = scenario.on_machine(number)

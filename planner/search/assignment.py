@@ -21,13 +21,14 @@ devices is maximised for rising λ until it is zero (Dinkelbach, Management Scie
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import polars as pl
 
 from hwprofiles.errors import ErrorKind, MoesaicError
 from planner.scenario import Limits, Scenario
+from planner.search.dominance import Equals, undominated
 from planner.search.solver import Expression, Programme, Solution
 
 GIB = 2.0**30
@@ -82,29 +83,6 @@ def broken_text(row: dict[str, Any], limits: Limits) -> str:
     got, most = row[f"{name}_{limits.side}"] * 1e3, getattr(limits, name) * 1e3
     label = name.removesuffix("_s").upper()
     return f"{label} {word} {got:.1f} ms, the limit is {most:.1f} ms"
-
-
-def undominated(
-    table: pl.DataFrame, concurrency: int | None, seconds: pl.Expr | None = None
-) -> pl.DataFrame:
-    """Keep, for each role and device count, the candidates no other beats in rate and inflight.
-
-    Exact: limits are checked before, and the programme sees only devices, rate and inflight. With a
-    given concurrency a smaller inflight can serve faster, so every inflight keeps its best. Where
-    the programme sees `seconds` too, a slower candidate of shorter requests is kept.
-    """
-    keys = ["machine", "model_variant", "role", "devices"] + ["inflight"] * (
-        concurrency is not None
-    )
-    if seconds is None:
-        best_first = table.sort(*keys, "request_rate_typical", "row",
-                                descending=[False] * len(keys) + [True, False])  # fmt: skip
-        return best_first.unique(subset=keys, keep="first", maintain_order=True)
-    timed = table.with_columns(seconds.alias("seconds"))
-    best_first = timed.sort(*keys, "request_rate_typical", "seconds", "row",
-                            descending=[False] * len(keys) + [True, False, False])  # fmt: skip
-    before = pl.col("seconds").cum_min().shift(1).over(keys)
-    return best_first.filter(before.is_null() | (pl.col("seconds") < before)).drop("seconds")
 
 
 def request_seconds(osl: int) -> pl.Expr:
@@ -212,29 +190,11 @@ def _quickest(
     The programme sees only rates; a pool that is not the slower one often has rate to spare.
     """
     served = min(pick.workers * rows[pick.row]["request_rate_typical"] for pick in picks)
-    asked = allowed.select(SWAPPED)
-    swapped = []
-    for pick in picks:
-        row = rows[pick.row]
-        latency = "ttft_s_typical" if pick.role == "prefill" else "tpot_s_typical"
-        equal = asked.filter(
-            pl.col("role") == pick.role,
-            pl.col("machine") == row["machine"],
-            pl.col("model_variant") == row["model_variant"],
-            pl.col("devices") == row["devices"],
-            pl.col("request_rate_typical") * pick.workers >= served * (1 - 1e-9),
-            (pl.col("inflight") >= row["inflight"]) | (pick.role == "prefill"),
-        )
-        best = int(equal.select("row", latency).sort(latency, "row")["row"][0])
-        swapped.append(Pick(best, pick.role, pick.workers))
-    return tuple(swapped)
-
-
-SWAPPED = (
-    "row", "role", "machine", "model_variant", "devices", "inflight",
-    "request_rate_typical", "ttft_s_typical", "tpot_s_typical",
-)  # fmt: skip
-"""What an exchange of equals looks at; the other columns would only be copied."""
+    equals = Equals(allowed)
+    return tuple(
+        replace(pick, row=equals.quickest(rows[pick.row], served * (1 - 1e-9) / pick.workers))
+        for pick in picks
+    )
 
 
 def device_limit(scenario: Scenario) -> int:

@@ -18,11 +18,11 @@ from planner.search.assignment import (
     device_limit,
     request_s,
     state_programme,
-    undominated,
     weights_of,
     within_limits,
 )
 from planner.search.conflicts import relaxations, smallest_conflict, with_limit
+from planner.search.dominance import undominated
 
 GIB = 2.0**30
 LIMITS = ("ttft_s", "tpot_s", "memory_share")

@@ -14,7 +14,6 @@ from planner.search.assignment import (
     broken_text,
     choose,
     state_programme,
-    undominated,
     within_limits,
 )
 
@@ -97,12 +96,6 @@ def test_concurrency_needs_a_place_for_every_user():
     assert [pick.row for pick in few.picks] == [0]
     assert [pick.row for pick in many.picks] == [1]
     assert choose(table_of(rows), question({"concurrency": 100})) is None
-
-
-def test_dropped_candidates_never_matter():
-    rows = [("agg", 4, 10, 5.0), ("agg", 4, 10, 4.0), ("agg", 2, 4, 2.0)]
-    kept = undominated(table_of(rows), None)
-    assert sorted(kept["row"]) == [0, 2]
 
 
 def test_limits_are_named_in_words():
