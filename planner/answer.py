@@ -137,6 +137,7 @@ def _binding(
                 None if item.without_rate is None else item.without_rate * per_device
             ),
             one_percent_more_output_tokens_per_s_per_device=item.more_rate * per_device,
+            without_objective=item.without_objective, one_percent_more_value=item.value * 1.01,
             one_percent_more_objective=item.more_objective,
         )
         for item in binding_limits(table, scenario, choice)

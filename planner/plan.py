@@ -9,6 +9,7 @@ from pydantic import Field
 from hwprofiles.document import Document
 from planner.quantities import Estimate, StageShare
 from planner.scenario import Scenario
+from planner.search.reasons import Binding, Explained
 
 
 class LayoutOf(Document):
@@ -103,16 +104,14 @@ class Rejected(Document):
     reason: str
 
 
-class BindingLimit(Document):
-    """A limit that holds the answer back, and what the answer would be without it."""
+class BindingLimit(Binding):
+    """A limit that holds a plan back; objectives are `Plan.objective_value`."""
 
     limit: Literal["ttft_s", "tpot_s", "memory", "devices", "power_w", "usd_per_hour"]
-    value: float  # unit: the limit's own
+    value: float
     without_output_tokens_per_s_per_device: float | None
     one_percent_more_output_tokens_per_s_per_device: float | None = None
     """What the answer would be with 1 % more of the limit; devices: by the relaxed programme."""
-    one_percent_more_objective: float | None = None
-    """As `Plan.objective_value`, with 1 % more of the limit."""
 
 
 class Proof(Document):
@@ -147,7 +146,7 @@ class ParetoPlan(Document):
     pools: tuple[OptionPool, ...]
 
 
-class Plan(Document):
+class Plan(Explained):
     """Everything that the answer to one scenario says; same scenario, same bytes."""
 
     schema_version: Literal[1] = 1
@@ -174,8 +173,6 @@ class Plan(Document):
     """Ranked ways to serve, the chosen one first."""
     binding: tuple[BindingLimit, ...]
     rejected: tuple[Rejected, ...]
-    runner_up: str | None = None
-    """Why the second of the ranking lost, in one sentence."""
     pareto: tuple[ParetoPlan, ...] = ()
     """Each found by a cut: better in the objective than all plans of less TPOT."""
     pareto_complete: bool | None = None

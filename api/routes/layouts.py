@@ -9,7 +9,8 @@ from fastapi import APIRouter, Body
 from api.problems import PROBLEMS
 from planner.model_library import resolve_model
 from planner.search.compressing import compress, parse_body
-from planner.search.placement import Matrix, Placement, PlacementQuestion, place
+from planner.search.placement import Matrix, Placement, PlacementQuestion
+from planner.search.placement_reasons import place_explained
 
 router = APIRouter(prefix="/v1", tags=["layouts"], responses=PROBLEMS)
 EXAMPLE = {
@@ -38,7 +39,7 @@ def post_placement(
     """Place experts on devices; the body is the question `moesaic place` asks."""
     question = PlacementBody.parse(body, what="placement")
     plain = PlacementQuestion.model_validate(question.model_dump(exclude={"score"}))
-    return place(plain, question.score)
+    return place_explained(plain, question.score)
 
 
 @router.post("/compressions")

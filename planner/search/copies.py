@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from hwprofiles.errors import MoesaicError
 from planner.search.packing import pack
+from planner.search.pins import resolve
 from planner.search.placement_question import PlacementQuestion
 from planner.search.solver import Expression, Programme
 
@@ -37,27 +38,66 @@ def choose_copies(question: PlacementQuestion, shares: Array, layers: Ints) -> l
         layers: rows that are MoE layers.
 
     Raises:
-        MoesaicError: `infeasible` when one copy of each expert does not fit.
+        MoesaicError: `infeasible` when one copy of each expert does not fit, or pins need more.
     """
-    widths = _widths(question, len(layers))
-    options = [[_option(question, shares[:, i], width) for width in widths] for i in layers]
+    widths = allowed_widths(question, layers)
+    options = [[_option(question, shares[:, i], int(i), width) for width in row]
+               for i, row in zip(layers, widths, strict=True)]  # fmt: skip
     sizes = question.layer_bytes()[layers]
     room = _room(question, len(layers))
     if question.copies == "uniform":
-        fits = [
-            w for w in range(len(widths)) if float(sizes.sum()) * widths[w] <= room * (1 + 1e-9)
-        ]
-        if not fits:
-            raise _too_small(float(sizes.sum()) * widths[0], room)
-        best = min(fits, key=lambda w: sum(row[w].value for row in options))
-        return [widths[best] * question.devices - question.experts] * len(layers)
-    if float(sizes.sum()) * widths[0] > room * (1 + 1e-9):
-        raise _too_small(float(sizes.sum()) * widths[0], room)
+        fits = [w for w in widths[0] if _fits(float(sizes.sum()) * w, room)]
+        value = {w: sum(row[k].value for row in options) for k, w in enumerate(widths[0])}
+        best = min(fits, key=value.__getitem__)
+        return [best * question.devices - question.experts] * len(layers)
     programme, picks = state_copies(options, sizes, room)
     values = programme.solve(time_limit_s=TIME_LIMIT_S).values
     chosen = [int(np.argmax([values[str(x)] for x in row])) for row in picks]
     return [options[i][k].width * question.devices - question.experts
             for i, k in enumerate(chosen)]  # fmt: skip
+
+
+def allowed_widths(question: PlacementQuestion, layers: Ints) -> list[list[int]]:
+    """Slots a device that each layer may have: pins find places, and the fewest fit.
+
+    Raises:
+        MoesaicError: `infeasible` when there are none.
+    """
+    widths = _widths(question, len(layers))
+    pinned = [_pinned(question, int(i), widths) for i in layers]
+    if question.copies == "uniform":
+        every = [w for w in widths if all(w in row for row in pinned)]
+        pinned = [every] * len(layers)
+    sizes, room = question.layer_bytes()[layers], _room(question, len(layers))
+    least = sum(size * row[0] for size, row in zip(sizes.tolist(), pinned, strict=True))
+    if not _fits(least, room):
+        raise _too_small(least, room)
+    return pinned
+
+
+def _pinned(question: PlacementQuestion, layer: int, widths: list[int]) -> list[int]:
+    """Those of the widths at which the pins of a layer find places: all from the first that does.
+
+    Raises:
+        MoesaicError: as `resolve`, when the widest does not.
+    """
+    if not any(pin.layer in (None, layer) for pin in question.pins):
+        return widths
+    node_of = question.node_of()
+    for k, width in enumerate(widths):
+        try:
+            resolve(question.pins, layer, node_of, width,
+                    width * question.devices - question.experts)  # fmt: skip
+        except MoesaicError:
+            if k == len(widths) - 1:
+                raise
+        else:
+            return widths[k:]
+    return []
+
+
+def _fits(needed: float, room: float) -> bool:
+    return needed <= room * (1 + 1e-9)
 
 
 def state_copies(
@@ -103,8 +143,10 @@ def _widths(question: PlacementQuestion, layers: int) -> list[int]:
     return list(range(least, most + 1))
 
 
-def _option(question: PlacementQuestion, rows: Array, width: int) -> Option:
-    packing = pack(rows, width * question.devices, question.relative_speeds())
+def _option(question: PlacementQuestion, rows: Array, layer: int, width: int) -> Option:
+    slots = width * question.devices
+    pins = resolve(question.pins, layer, question.node_of(), width, slots - question.experts)
+    packing = pack(rows, slots, question.relative_speeds(), pins=pins)
     return Option(width, packing.max_over_mean, packing.bound)
 
 
@@ -119,6 +161,6 @@ def _room(question: PlacementQuestion, layers: int) -> float:
 def _too_small(needed: float, room: float) -> MoesaicError:
     return MoesaicError(
         "infeasible",
-        f"one copy of each expert takes {needed / 2**30:.3g} GiB a device, there are "
-        f"{room / 2**30:.3g} GiB", "/device_bytes",
+        f"one copy of each expert, and those that pins need, take {needed / 2**30:.3g} GiB a "
+        f"device, there are {room / 2**30:.3g} GiB", "/device_bytes",
     )  # fmt: skip

@@ -75,7 +75,9 @@ class Crossing:
     greedy: float
 
 
-def least_crossing(layer: Layer, balanced: Packing, cap: float, time_limit_s: float) -> Crossing:
+def least_crossing(
+    layer: Layer, balanced: Packing, cap: float, time_limit_s: float, known: Ints | None = None
+) -> Crossing:
     """Find the layout with least traffic whose busiest device is at most `cap` times the mean.
 
     Args:
@@ -83,35 +85,54 @@ def least_crossing(layer: Layer, balanced: Packing, cap: float, time_limit_s: fl
         balanced: a layout that keeps the limit.
         cap: limit on busiest over mean.
         time_limit_s: of each programme.
+        known: slots of another layout; swaps start from it too, and no programme is solved.
     """
     slots = balanced.experts.size
     room = layer.room(slots, cap)
-    pairs = Pairs(layer.cost.share)
-    assigned = solved(state_pairs(pairs.share, layer.rows, room), time_limit_s)
     greedy = greedy_copies(layer, room)
     starts = [balanced.experts]
     for copies in (greedy, greedy_copies(layer, room, capped=True)):
         starts += _packed(layer, copies, cap)
-    if assigned.copies is not None:
-        starts += _packed(layer, assigned.copies, cap)
-    bound = assigned.bound
+    bound = 0.0
+    if known is None:
+        copied, bound = _by_programme(layer, room, time_limit_s)
+        for copies in copied:
+            starts += _packed(layer, copies, cap)
+    elif known.size == slots:
+        starts.append(known.reshape(balanced.experts.shape))
     if isinstance(layer.cost, Visits):
-        exact = _visits_programme(layer, layer.cost, room, time_limit_s)
-        bound = _visits_bound(layer, layer.cost, room, (assigned, exact))
-        if exact is not None and exact.copies is not None:
-            starts += _packed(layer, exact.copies, cap)
         nearest = sorted(starts, key=lambda s: _measure(layer, s))
         for copies in _by_node(layer, nearest[: POLISHED if layer.cost.copied else None], room):
             starts += _packed(layer, copies, cap)
-    best, value = balanced.experts, _measure(layer, balanced.experts)
+    best, value = _best_polished(layer, balanced.experts, starts, cap)
+    packing = Packing(best, busiest(best, layer.rows, layer.speeds), balanced.bound)
+    nodes, experts = np.nonzero(greedy.T)
+    return Crossing(packing, value, _below(min(bound, value)), layer.cost.value(experts, nodes))
+
+
+def _best_polished(
+    layer: Layer, balanced: Ints, starts: list[Ints], cap: float
+) -> tuple[Ints, float]:
+    """The starts with least traffic after swaps, where they keep the limit; and what crosses."""
+    best, value = balanced, _measure(layer, balanced)
     kept = [s for s in starts if busiest(s, layer.rows, layer.speeds) <= cap * EASE]
     for start in sorted(kept, key=lambda s: _measure(layer, s))[:POLISHED]:
         layout = _polished(layer, start, cap)
         if (found := _measure(layer, layout)) < value - 1e-12:
             best, value = layout, found
-    packing = Packing(best, busiest(best, layer.rows, layer.speeds), balanced.bound)
-    nodes, experts = np.nonzero(greedy.T)
-    return Crossing(packing, value, _below(min(bound, value)), layer.cost.value(experts, nodes))
+    return best, value
+
+
+def _by_programme(layer: Layer, room: Room, time_limit_s: float) -> tuple[list[Ints], float]:
+    """Copies by node that the programmes find, and the bound on what crosses."""
+    pairs = Pairs(layer.cost.share)
+    assigned = solved(state_pairs(pairs.share, layer.rows, room), time_limit_s)
+    found, bound = [assigned.copies], assigned.bound
+    if isinstance(layer.cost, Visits):
+        exact = _visits_programme(layer, layer.cost, room, time_limit_s)
+        bound = _visits_bound(layer, layer.cost, room, (assigned, exact))
+        found.append(None if exact is None else exact.copies)
+    return [copies for copies in found if copies is not None], bound
 
 
 def _below(bound: float) -> float:

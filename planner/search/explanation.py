@@ -44,7 +44,7 @@ def served_rate(choice: Choice, table: pl.DataFrame) -> float:
 
 
 @dataclass(frozen=True)
-class Binding:
+class Bound:
     """A limit that holds the answer back."""
 
     limit: str
@@ -55,6 +55,8 @@ class Binding:
     """With 1 % more of it."""
     more_objective: float
     """What `objective_value` would be with 1 % more of it."""
+    without_objective: float | None
+    """And without it."""
 
 
 def objective_value(choice: Choice, table: pl.DataFrame, scenario: Scenario) -> float:
@@ -85,7 +87,7 @@ def greater_is_better(scenario: Scenario) -> bool:
     return scenario.workload.request_rate is None and scenario.objective not in (*WEIGHT, LATENCY)
 
 
-def binding_limits(table: pl.DataFrame, scenario: Scenario, choice: Choice) -> list[Binding]:
+def binding_limits(table: pl.DataFrame, scenario: Scenario, choice: Choice) -> list[Bound]:
     """Limits without which the programme does better, and the devices there are."""
     now = objective_value(choice, table, scenario)
     rate = served_rate(choice, table)
@@ -100,7 +102,7 @@ def binding_limits(table: pl.DataFrame, scenario: Scenario, choice: Choice) -> l
             continue
         eased = _solved(table, with_limit(scenario, limit, value * 1.01))
         more = eased if eased is not None and _better(eased[1], now, scenario) else (rate, now)
-        found.append(Binding(limit, value, freed[0], *more))
+        found.append(Bound(limit, value, freed[0], *more, freed[1]))
     return found + _devices_bind(table, scenario, now, rate)
 
 
@@ -117,9 +119,7 @@ def _better(value: float, now: float, scenario: Scenario) -> bool:
     return sign * (value - now) > 1e-6 * abs(now)
 
 
-def _devices_bind(
-    table: pl.DataFrame, scenario: Scenario, now: float, rate: float
-) -> list[Binding]:
+def _devices_bind(table: pl.DataFrame, scenario: Scenario, now: float, rate: float) -> list[Bound]:
     """What the relaxed programme pays for devices, since whole workers need many at once."""
     if not greater_is_better(scenario):
         return []
@@ -132,8 +132,8 @@ def _devices_bind(
     price = sum(value for name, value in prices.items() if name.startswith("devices"))
     if price * most > 1e-6 * rate:
         more = price * most * 0.01
-        found.append(Binding("devices", float(most), None, rate + more,
-                             now + more * scenario.workload.osl))  # fmt: skip
+        found.append(Bound("devices", float(most), None, rate + more,
+                           now + more * scenario.workload.osl, None))  # fmt: skip
     return found
 
 

@@ -12,7 +12,7 @@ from planner.search.crossing import Layer, greedy_copies, least_crossing
 from planner.search.eplb import eplb
 from planner.search.exact import small, tightened
 from planner.search.grouping import Groups, expanded, formed, inside, on_devices, on_nodes
-from planner.search.packing import Packing, busiest, pack
+from planner.search.packing import TRIED, Packing, busiest, pack
 from planner.search.pins import Pins, no_pins, resolve
 from planner.search.placement_answer import LayerTraffic
 from planner.search.placement_question import PlacementQuestion
@@ -20,7 +20,7 @@ from planner.search.traffic import Cost, Pairs, patterns
 
 Array = NDArray[np.float64]
 Ints = NDArray[np.int64]
-WORTH_RATIO = 1e-3
+WORTH_RATIO = 1e-6
 """A small layer farther from its bound is solved as one programme."""
 PROGRAMME_S = 120.0
 """Most that one programme may take; its nodes end long before."""
@@ -54,8 +54,9 @@ class Solved:
 
 
 def solve_layer(
-    question: PlacementQuestion, index: int, rows: Array, slots: int, clock: Clock
-) -> Solved:
+    question: PlacementQuestion, index: int, rows: Array, slots: int, clock: Clock,
+    known: Ints | None = None,
+) -> Solved:  # fmt: skip
     """Place the experts of one layer.
 
     Args:
@@ -64,18 +65,20 @@ def solve_layer(
         rows: load shares of each trace to balance, [traces, experts].
         slots: of the layer.
         clock: when its time is over only the first packing is made.
+        known: slots of a layout from which swaps start; a quick answer, without larger programmes.
     """
     speeds, node_of = question.relative_speeds(), question.node_of()
     groups = Groups(_members(question, rows), question.groups)
     base = baseline(question, rows.mean(axis=0), slots, groups)
     pins = resolve(question.pins, index, node_of, slots // question.devices,
                    slots - question.experts)  # fmt: skip
-    packing = _balanced(question, groups, (rows, slots, speeds), base, pins)
+    tried = TRIED if known is None and clock.left_s() else 0
+    packing = _balanced(question, groups, (rows, slots, speeds), base, (pins, tried))
     if question.groups == 1 and small(packing) and _loose(packing) and clock.left_s():
         packing = tightened(packing, rows, speeds, pins)
     traffic = None
     if question.objective != "balance" and clock.left_s():
-        packing, traffic = _crossing(question, index, (groups, rows, pins), packing, clock)
+        packing, traffic = _crossing(question, index, (groups, rows, pins), packing, (clock, known))
     return Solved(packing, base, traffic, groups.member)
 
 
@@ -97,14 +100,14 @@ def _loose(packing: Packing) -> bool:
 
 def _balanced(
     question: PlacementQuestion, groups: Groups, given: tuple[Array, int, Array],
-    start: Ints, pins: Pins,
+    start: Ints, kept: tuple[Pins, int],
 ) -> Packing:  # fmt: skip
-    rows, slots, speeds = given
+    (rows, slots, speeds), (pins, tried) = given, kept
     if question.groups > 1 and question.groups_on == "device":
         return on_devices(groups, rows, slots, speeds)
     if question.groups > 1 and question.nodes > 1:
         return on_nodes(groups, rows, slots, speeds, question.nodes)
-    return pack(rows, slots, speeds, start, pins)
+    return pack(rows, slots, speeds, start, pins, tried)
 
 
 def cost_of(question: PlacementQuestion, index: int, row: Array, unit_of: Ints) -> Cost:
@@ -131,10 +134,10 @@ def cost_of(question: PlacementQuestion, index: int, row: Array, unit_of: Ints) 
 
 def _crossing(
     question: PlacementQuestion, index: int, given: tuple[Groups, Array, Pins],
-    packing: Packing, clock: Clock,
+    packing: Packing, search: tuple[Clock, Ints | None],
 ) -> tuple[Packing, LayerTraffic]:  # fmt: skip
     """Layouts within one limit on the busiest device, or the best of several by weight."""
-    groups, rows, pins = given
+    (groups, rows, pins), (clock, known) = given, search
     speeds, node_of = question.relative_speeds(), question.node_of()
     grouped = question.groups > 1
     unit_of = groups.member if grouped else np.arange(question.experts)
@@ -149,26 +152,31 @@ def _crossing(
     found = []
     for slack in SLACKS if weighted else (question.balance_slack,):
         cap = start.max_over_mean * (1 + slack)
-        crossing = least_crossing(layer, start, cap, min(clock.left_s(), PROGRAMME_S))
+        limit_s = min(clock.left_s(), PROGRAMME_S)
+        crossing = least_crossing(layer, start, cap, limit_s, None if grouped else known)
         if grouped:
             limit = packing.max_over_mean * (1 + slack)
             whole = _whole(question, groups, rows, packing, crossing.packing.experts)
             crossing = replace(crossing, packing=whole)
             if whole.max_over_mean > limit * (1 + 1e-9):
                 crossing = replace(crossing, packing=packing, value=before)
-        found.append((cap, crossing))
-    weight = question.traffic_weight
-    best = min(found, key=lambda f: f[1].packing.max_over_mean + weight * f[1].value)[1]
-    room = layer.room(start.experts.size, 1.0)
-    table = greedy_copies(layer, room)
-    load = (layer.rows.mean(axis=0) / table.sum(axis=1)) @ table
-    fullest = float((load / (room.cap / room.cap.sum())).max())
+        found.append(crossing)
+    best = min(found, key=lambda c: (
+        c.packing.max_over_mean + question.traffic_weight * c.value))  # fmt: skip
     bound = min(best.bound, best.value)
     return best.packing, LayerTraffic(
         layer=index, crossing=best.value, crossing_before=before, bound=bound,
         gap_ratio=1 - bound / best.value if best.value > 0 else 0.0,
-        greedy=best.greedy, greedy_max_over_mean=fullest,
+        greedy=best.greedy, greedy_max_over_mean=_fullest_node(layer, start.experts.size),
     )  # fmt: skip
+
+
+def _fullest_node(layer: Layer, slots: int) -> float:
+    """Load of the fullest node under the greedy, over what its devices should carry."""
+    room = layer.room(slots, 1.0)
+    table = greedy_copies(layer, room)
+    load = (layer.rows.mean(axis=0) / table.sum(axis=1)) @ table
+    return float((load / (room.cap / room.cap.sum())).max())
 
 
 def _units(

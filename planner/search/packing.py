@@ -82,8 +82,9 @@ def device_loads(experts: Ints, weights: Array, speeds: Array) -> Array:
 
 
 def pack(
-    weights: Array, slots: int, speeds: Array, start: Ints | None = None, pins: Pins | None = None
-) -> Packing:
+    weights: Array, slots: int, speeds: Array, start: Ints | None = None,
+    pins: Pins | None = None, tried: int = TRIED,
+) -> Packing:  # fmt: skip
     """Place every copy of one layer.
 
     Args:
@@ -92,6 +93,7 @@ def pack(
         speeds: relative speed of each device, mean one.
         start: another layout that the answer must not be worse than, unless it breaks a pin.
         pins: copies that must stand somewhere.
+        tried: experts that give up, and that take, a copy in further trials.
     """
     pins = no_pins(len(speeds)) if pins is None else pins
     least = pins.least_copies(weights.shape[1])
@@ -108,7 +110,7 @@ def pack(
         other_value = busiest(other, weights, speeds)
         if other_value < value:
             best, value = other, other_value
-    for counts in _other_copies(weights.max(axis=0), copies, len(speeds), least):
+    for counts in _other_copies(weights.max(axis=0), copies, (len(speeds), tried), least):
         if value <= bound * (1 + WORTH_RATIO):
             break
         changed = largest_first(weights, counts, speeds, pins)
@@ -120,12 +122,16 @@ def pack(
     return Packing(best, value, bound)
 
 
-def _other_copies(row: Array, copies: Ints, devices: int, least: Ints) -> Iterator[Ints]:
-    """Copy counts one step from the greedy ones: a copy of one expert goes to another."""
+def _other_copies(row: Array, copies: Ints, given: tuple[int, int], least: Ints) -> Iterator[Ints]:
+    """Copy counts one step from the greedy ones: a copy of one expert goes to another.
+
+    `given` says how many devices there are, and how many givers and takers are tried.
+    """
+    devices, tried = given
     givers = [int(e) for e in np.argsort(row / copies, kind="stable") if copies[e] > least[e]]
     takers = [int(e) for e in np.argsort(-row / (copies + 1), kind="stable") if copies[e] < devices]
-    for giver in givers[:TRIED]:
-        for taker in takers[:TRIED]:
+    for giver in givers[:tried]:
+        for taker in takers[:tried]:
             if giver != taker:
                 changed = copies.copy()
                 changed[giver] -= 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,9 +13,17 @@ from planner.search.churn import Budget, Limited, aligned, limit_moves, moved
 from planner.search.copies import choose_copies
 from planner.search.layer_placement import Clock, Solved, cost_of, solve_layer
 from planner.search.packing import Packing, busiest
-from planner.search.pins import Pins, resolve
-from planner.search.placement_answer import Greedy, LayerPlacement, Moves, Placement
+from planner.search.pins import resolve
+from planner.search.placement_answer import (
+    Greedy,
+    LayerPlacement,
+    Moves,
+    Placement,
+    proof_of,
+)
+from planner.search.placement_limits import check, possible, rivals
 from planner.search.placement_question import Map, Matrix, PlacementQuestion
+from planner.search.reasons import contradiction
 
 __all__ = ["Map", "Matrix", "Placement", "PlacementQuestion", "place"]
 
@@ -22,16 +31,19 @@ Array = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 
-def place(question: PlacementQuestion, score: Matrix | None = None) -> Placement:
+def place(
+    question: PlacementQuestion, score: Matrix | None = None, known: Map | None = None
+) -> Placement:
     """Place the experts of every layer.
 
     Args:
         question: loads and devices.
         score: another load, layers x experts, on which the layout is judged.
+        known: layouts to start from; a quick answer by swaps alone, for another question nearby.
 
     Raises:
         MoesaicError: `invalid` for loads or maps that do not match, `infeasible` for wishes that
-            contradict each other.
+            contradict each other: the fewest of them, and the cheapest that would do.
     """
     clock = Clock(question.time_limit_s, time.perf_counter())
     shares = question.shares()
@@ -39,12 +51,17 @@ def place(question: PlacementQuestion, score: Matrix | None = None) -> Placement
         shares = shares.mean(axis=0, keepdims=True)
     layers = np.flatnonzero(shares[0].sum(axis=1) > 0)
     speeds = question.relative_speeds()
-    copies = _copies(question, shares, layers)
     today = _today(question, layers)
+    try:
+        check(question)
+    except MoesaicError as error:
+        raise contradiction(error, question, rivals(question), possible) from None
+    copies = _copies(question, shares, layers)
     solved = [
-        solve_layer(question, int(i), shares[:, i], question.experts + count, clock)
+        solve_layer(question, int(i), shares[:, i], question.experts + count, clock,
+                    None if known is None else np.array(known[i]))
         for i, count in zip(layers, copies, strict=True)
-    ]
+    ]  # fmt: skip
     packings = [one.packing for one in solved]
     limited = None
     if question.max_moves is not None or question.max_move_bytes is not None:
@@ -57,35 +74,31 @@ def place(question: PlacementQuestion, score: Matrix | None = None) -> Placement
         ]
     solve_s = time.perf_counter() - clock.started_s
     baselines = [one.baseline for one in solved]
+    judged = _judged(layers, today, packings, shares, speeds)
+    said = _said(question, solved)
+    budget = None if limited is None else _moves(question, layers, today, limited)
+    proof = proof_of(question.objective, question.traffic_weight, judged,
+                     said.get("traffic", ()), budget)  # fmt: skip
     return Placement(
         physical_to_logical_map=_whole_map(question, layers, packings, len(shares[0])),
-        layers=_judged(layers, today, packings, shares, speeds),
+        layers=judged,
         cross_node_share=_cross_node(question, layers, packings, shares[:, layers].mean(axis=0)),
         moves=sum(moved(old, new.experts) for old, new in zip(today, packings, strict=True)),
         solve_s=solve_s,
         greedy=_greedy(baselines, shares[:, layers], speeds),
-        move_budget=None if limited is None else _moves(question, layers, today, limited),
+        move_budget=budget,
         redundant=() if question.copies == "given" else tuple(copies),
         time_limit_reached=clock.late,
-        **_said(question, solved),
+        **said,
+        **proof,
         **_scored(question, score, layers, today, packings, baselines),
     )
 
 
 def _copies(question: PlacementQuestion, shares: Array, layers: Ints) -> list[int]:
-    """Copies of each MoE layer; what memory holds is checked."""
+    """Copies of each MoE layer."""
     if question.copies != "given":
         return choose_copies(question, shares, layers)
-    width = (question.experts + question.redundant) // question.devices
-    needed = float(question.layer_bytes()[layers].sum()) * width
-    room = question.device_bytes
-    if room is not None and needed > room * (1 + 1e-9):
-        raise MoesaicError(
-            "infeasible",
-            f"{width} slots a device in {len(layers)} layers take {needed / 2**30:.3g} GiB, "
-            f"device_bytes allows {room / 2**30:.3g} GiB; fewer copies, more devices or copies "
-            "by_layer would do", "/device_bytes",
-        )  # fmt: skip
     return [question.redundant] * len(layers)
 
 
@@ -131,15 +144,8 @@ def _limited(
             "/groups",
         )  # fmt: skip
     width = (question.experts + question.redundant) // question.devices
-    pins: list[Pins] = []
-    for i, old in zip(layers, today, strict=True):
-        mine = resolve(question.pins, int(i), question.node_of(), width, question.redundant)
-        if mine.tags(old) is None:
-            raise MoesaicError(
-                "infeasible", f"layer {i} of current breaks a pin; with a limit on moves the map "
-                "must keep the pins already", f"/current/{i}",
-            )  # fmt: skip
-        pins.append(mine)
+    pins = [resolve(question.pins, int(i), question.node_of(), width, question.redundant)
+            for i in layers]  # fmt: skip
     budget = Budget(question.max_moves, question.max_move_bytes, question.layer_bytes()[layers])
     return limit_moves(today, packings, shares[:, layers], question.relative_speeds(), budget, pins)
 
@@ -155,9 +161,9 @@ def _moves(question: PlacementQuestion, layers: Ints, today: list[Ints], limited
     )  # fmt: skip
 
 
-def _said(question: PlacementQuestion, solved: list[Solved]) -> dict[str, object]:
+def _said(question: PlacementQuestion, solved: list[Solved]) -> dict[str, Any]:
     """Traffic and groups, where they were asked."""
-    found: dict[str, object] = {}
+    found: dict[str, Any] = {}
     traffic = tuple(one.crossing for one in solved if one.crossing is not None)
     if traffic:
         measure = "pairs" if question.tokens is None else "visits"

@@ -5,6 +5,10 @@ from __future__ import annotations
 from typing import Literal
 
 from hwprofiles.document import Document
+from planner.search.reasons import Explained
+
+PROVEN_RATIO = 1e-6
+"""A gap below this is rounding."""
 
 
 class LayerPlacement(Document):
@@ -50,8 +54,14 @@ class Moves(Document):
     moved_bytes: float
 
 
-class Placement(Document):
+class Placement(Explained):
     """The layout and how good it can be at best."""
+
+    status: Literal["optimal", "feasible"]
+    """Optimal: every gap is proven to be nothing."""
+    objective_value: float  # unit: busiest over mean; visits or share of pairs; their weighted sum
+    """Mean over layers of busiest over mean; of what crosses where traffic is minimised; or their
+    weighted sum. Reasons are given in it."""
 
     physical_to_logical_map: tuple[tuple[int, ...], ...]
     """Layers x slots; device d has slots d·width … (d + 1)·width - 1. Dense layers are in order."""
@@ -74,3 +84,29 @@ class Placement(Document):
     move_budget: Moves | None = None
     time_limit_reached: bool = False
     """The layout is the best found in time; gaps say how far from the bound it is."""
+
+
+def proof_of(
+    objective: str, weight: float, layers: tuple[LayerPlacement, ...],
+    traffic: tuple[LayerTraffic, ...], moves: Moves | None,
+) -> dict[str, object]:  # fmt: skip
+    """Status and value of the objective, from what is known of the layers.
+
+    Args:
+        objective: as the question names it.
+        weight: of traffic in a weighted sum.
+        layers: balance of each.
+        traffic: of each, where it was asked.
+        moves: what joins the layers, where it was asked.
+    """
+    balance = sum(layer.max_over_mean for layer in layers) / len(layers)
+    crossing = sum(layer.crossing for layer in traffic) / max(len(traffic), 1)
+    value = {"lexicographic": crossing, "weighted": balance + weight * crossing}
+    gaps = [layer.gap_ratio for layer in layers] if objective != "lexicographic" else []
+    gaps += [layer.gap_ratio for layer in traffic]
+    if moves is not None:
+        gaps = [moves.gap_ratio]
+    return {
+        "status": "optimal" if max(gaps, default=1.0) <= PROVEN_RATIO else "feasible",
+        "objective_value": value.get(objective, balance) if traffic else balance,
+    }

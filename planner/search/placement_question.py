@@ -120,12 +120,6 @@ class PlacementQuestion(Document):
                 f"{self.experts} experts and {self.redundant} copies are {slots} slots, which "
                 f"{devices} devices do not share equally; {-slots % devices} more copies would do"
             )
-        width, most = slots // devices, self.experts_per_device_max
-        if most is not None and width > most:
-            raise ValueError(
-                f"{width} slots a device are more than experts_per_device_max {most}; {devices} "
-                "devices are too few"
-            )
         if self.redundant > self.experts * (devices - 1):
             raise ValueError(f"{self.redundant} copies would put an expert twice on a device")
 
