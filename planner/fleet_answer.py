@@ -18,7 +18,8 @@ from planner.ranking import estimate_of, layout_of
 from planner.search.assignment import within_limits
 from planner.search.conflicts import with_limit
 from planner.search.explanation import why_infeasible
-from planner.search.fleets import Case, FleetChoice, choose_fleet, undominated
+from planner.search.fleet_programme import Case
+from planner.search.fleets import FleetChoice, choose_fleet, undominated
 from planner.timing.serving import SIDES
 from planner.timing.step import weakest_source
 

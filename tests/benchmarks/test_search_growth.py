@@ -8,7 +8,8 @@ from planner.fleet import FleetLimits
 from planner.model_library import load_model
 from planner.moe_model import MoeFfn
 from planner.pipeline import make_plan, parse_scenario
-from planner.search.fleets import Case, choose_fleet
+from planner.search.fleet_programme import Case
+from planner.search.fleets import choose_fleet
 from planner.search.placement import PlacementQuestion, place
 
 pytestmark = pytest.mark.benchmark

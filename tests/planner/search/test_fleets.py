@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from hwprofiles.errors import MoesaicError
 from planner.fleet import FleetLimits
 from planner.search import fleets
-from planner.search.fleets import Case, StatedFleet, choose_fleet, undominated
+from planner.search.fleet_patterns import pack_fleet
+from planner.search.fleet_programme import Case, StatedFleet
+from planner.search.fleets import choose_fleet, undominated
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "fleet.lp"
 SIZE = 4
@@ -129,17 +131,45 @@ def test_dropped_candidates_never_matter(rows, demands):
     assert some.worst_ratio == pytest.approx(all_of.worst_ratio, rel=1e-3, abs=2e-6)
 
 
+@settings(max_examples=150, deadline=None)
+@given(st.lists(ROW, min_size=1, max_size=6), DEMANDS,
+       st.sampled_from(["served", "devices", "cost"]), st.sampled_from([None, 7.0]))  # fmt: skip
+def test_patterns_find_what_brute_force_finds_within_their_bound(rows, demands, objective, budget):
+    demands = demands if objective == "served" else tuple(d / 6 for d in demands)
+    case = case_of(demands, objective=objective, usd_per_hour=budget)
+    relaxed = StatedFleet(table_of(rows).to_dicts(), case, capped=False).programme.relax()
+    assume(not relaxed.infeasible)
+    plans = list(plans_by_hand(rows, case))
+    packing = pack_fleet(table_of(rows).to_dicts(), case, relaxed)
+    if objective == "served":
+        best = max(worst(served, case) for served, _, _ in plans)
+        assert packing.bound >= best * (1 - 1e-9)
+    else:
+        whole = [(devices if objective == "devices" else dollars)
+                 for served, devices, dollars in plans if worst(served, case) >= 1]  # fmt: skip
+        if packing.impossible or not whole:
+            assert not whole or not packing.impossible
+            assert packing.packed is None or not whole
+            return
+        best = min(whole)
+        assert packing.bound <= best * (1 + 1e-9)
+    if packing.packed is not None:
+        counts = [packing.packed.workers.get(i, 0) for i in range(len(rows))]
+        found = worst(served_by_hand(rows, counts, case), case)
+        assert found >= (packing.objective if objective == "served" else 1) * (1 - 1e-6)
+        assert packing.objective == pytest.approx(best, rel=packing.gap_ratio + 1e-6)
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.lists(ROW, min_size=6, max_size=9), DEMANDS)
-def test_a_bound_over_kept_columns_holds_for_all(rows, demands):
-    """Solved over the three columns of least reduced cost: the bound still covers all of them."""
+def test_many_columns_are_solved_as_few_are(rows, demands):
+    """By patterns, then over three columns of least reduced cost: the bound still covers all."""
     case, table = case_of(demands), table_of(rows)
     whole = choose_fleet(table, case)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fleets, "FEW", 2)
         patch.setattr(fleets, "KEPT", 3)
         part = choose_fleet(table, case)
-    assert part.solved_columns_count == 3
     assert part.worst_ratio <= whole.worst_ratio + 1e-3
     assert part.solution.bound >= whole.solution.objective * (1 - 1e-6)
     gap = (part.solution.bound - part.solution.objective) / max(part.solution.objective, 1e-12)
@@ -180,11 +210,37 @@ def test_a_reached_time_limit_is_flagged_with_its_gap():
         )
     ]  # fmt: skip
     demands = tuple(drawn.uniform(10, 60, 40))
-    case = replace(case_of(demands, search_s=0.5), machines=(256, 256))
+    # Where workers may fail, patterns do not help.
+    case = replace(case_of(demands, search_s=0.5, spares=(1,) * 40), machines=(256, 256))
     choice = choose_fleet(table_of(rows), case)
     assert choice.solution.status == "feasible"
     assert choice.solution.gap_ratio > fleets.GAP_RATIO
     assert choice.solution.bound >= choice.solution.objective
+
+
+@pytest.mark.parametrize("objective", ["served", "cost", "devices"])
+def test_forty_classes_end_within_a_thousandth_of_the_bound(objective):
+    drawn = np.random.default_rng(0)
+    rows = [
+        (k, role, m, int(d), float(drawn.uniform(0.5, 3) * d**1.1))
+        for k in range(40) for role in ("agg", "prefill", "decode") for m in (0, 1)
+        for d in (1, 2, 4, 8)
+    ]  # fmt: skip
+    demands = tuple(drawn.uniform(10, 60, 40) * (3.0 if objective == "served" else 0.8))
+    case = replace(case_of(demands, objective=objective), machines=(512, 512))
+    choice = choose_fleet(table_of(rows), case)
+    assert choice.solution.gap_ratio <= 1e-3
+    used = [0, 0]
+    for key, count in choice.workers.items():
+        used[rows[key][2]] += count * rows[key][3]
+    assert max(used) <= 512
+    if objective == "served":
+        assert choice.solution.bound <= min(choice.relaxed.objective, 1.0)
+        assert 0.5 < choice.worst_ratio < 1
+    else:
+        assert choice.solution.bound >= choice.relaxed.objective * (1 - 1e-6)
+        weight = sum(used) if objective == "devices" else 2.0 * used[0] + used[1]
+        assert choice.solution.objective == pytest.approx(weight)
 
 
 def test_a_price_or_power_that_is_needed_is_asked_for():
