@@ -3,41 +3,32 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import inf
-from typing import Any
+from functools import cache
+from typing import Any, TypeVar
 
+import numpy as np
 import polars as pl
 
+from hwprofiles.cluster import Cluster
 from hwprofiles.document import parse_as
 from hwprofiles.errors import MoesaicError
 from hwprofiles.library import cluster_for, resolve_cluster
-from planner.candidates import POINT, number
 from planner.engines import load_engine
-from planner.line_answers import Row, Shares, written
+from planner.line_batch import Batch
 from planner.model_library import resolve_model
 from planner.moe_model import MoeModel
-from planner.point import ErrorText, Estimated, Point
-from planner.point_rows import (
-    callers_of,
-    check_point,
-    decode_ranks,
-    devices_of,
-    formats_of_point,
-    point_rows,
-)
-from planner.pricing import Priced, Question, price
-from planner.quantities import Source
-from planner.timing.serving import KEY, beside, pool_ttft, serving_table
-from planner.timing.step import stage_shares, weakest_source
+from planner.point import Estimated, Point, PoolPoint
+from planner.point_rows import check_point, devices_of, formats_of_point
+from planner.pricing import Priced, Question, is_plain
 from planner.training import TrainingPoint, estimate_training, is_training
 
 Resolve = Callable[[Any], MoeModel]
-SETTLING = 4
-"""How often lines whose callers can't all run are priced again with those that can."""
-ROUNDS = 40
-"""Iterations that find the concurrency of a given request rate; each halves what is left of it."""
+Made = TypeVar("Made")
+Row = dict[str, Any]
+Asked = tuple[int, Point, Question]
+"""A line's number, what it says, and the question that it shares with others."""
 
 
 def estimate_one(data: object, model_of: Resolve = resolve_model) -> Estimated:
@@ -53,7 +44,10 @@ def estimate_one(data: object, model_of: Resolve = resolve_model) -> Estimated:
     if is_training(data):
         return estimate_training(parse_as(TrainingPoint, data, what="point"), model_of)
     point = parse_as(Point, data, what="point")
-    return Group.of([point], model_of).answers()[0]
+    answer = Batch.of([point], [Questions(model_of).of(point)]).answers()[0]
+    if isinstance(answer, MoesaicError):
+        raise answer
+    return Estimated.model_validate(answer)
 
 
 def estimate_many(lines: Sequence[object], model_of: Resolve = resolve_model) -> list[Estimated]:
@@ -63,212 +57,178 @@ def estimate_many(lines: Sequence[object], model_of: Resolve = resolve_model) ->
         lines: plain data of a `Point` each, or the error that reading the line raised.
         model_of: as in `estimate_one`.
     """
-    answers: dict[int, Estimated] = {}
-    groups: dict[str, list[tuple[int, Point]]] = defaultdict(list)
+    return [Estimated.model_validate(row) for row in estimate_rows(lines, model_of)]
+
+
+def estimate_rows(lines: Sequence[object], model_of: Resolve = resolve_model) -> list[Row]:
+    """As `estimate_many`, each answer as plain data: the fields of `Estimated` that apply."""
+    answers: dict[int, Row] = {}
+    questions = Questions(model_of)
+    batches: dict[object, list[Asked]] = defaultdict(list)
     for i, line in enumerate(lines):
         try:
             if isinstance(line, MoesaicError):
                 raise line
             if is_training(line):
-                answers[i] = estimate_one(line, model_of)
+                told = estimate_one(line, model_of)
+                answers[i] = told.model_dump(mode="json", exclude_none=True)
                 continue
             point = parse_as(Point, line, what="point")
-            groups[_shared_key(point)].append((i, point))
+            question = questions.of(point)
+            batches[_together(point, question)].append((i, point, question))
         except MoesaicError as error:
-            answers[i] = _failed(line, error)
-    for members in groups.values():
-        found = _safely([point for _, point in members], model_of)
-        answers |= {i: answer for (i, _), answer in zip(members, found, strict=True)}
+            answers[i] = failed(line, error)
+    for members in batches.values():
+        answers.update(_answered(members))
     return [answers[i] for i in range(len(lines))]
 
 
-def _safely(points: list[Point], model_of: Resolve) -> list[Estimated]:
-    """Answer a group at once; where that fails, line by line, so that only bad lines fail."""
+def _together(point: Point, question: Question) -> tuple[str, int]:
+    """What lines priced in one go have in common."""
+    return point.mode, 0 if is_plain(question) else id(question)
+
+
+def _answered(members: list[Asked]) -> Iterator[tuple[int, Row]]:
+    """Answer lines at once; where that fails, question by question, then line by line."""
     try:
-        return Group.of(points, model_of).answers()
+        questions = [question for _, _, question in members]
+        found = Batch.of([point for _, point, _ in members], questions).answers()
     except MoesaicError as error:
-        if len(points) == 1:
-            return [_failed(points[0].model_dump(mode="json"), error)]
-    return [answer for point in points for answer in _safely([point], model_of)]
+        if len(members) > 1:
+            for part in _parts(members):
+                yield from _answered(part)
+            return
+        found = [error]
+    for (i, point, _), answer in zip(members, found, strict=True):
+        yield i, failed({"id": point.id}, answer) if isinstance(answer, MoesaicError) else answer
 
 
-def _failed(line: object, error: MoesaicError) -> Estimated:
+def _parts(members: list[Asked]) -> list[list[Asked]]:
+    """Halves of the questions, or single lines of one question."""
+    groups: dict[int, list[Asked]] = defaultdict(list)
+    for member in members:
+        groups[id(member[2])].append(member)
+    if len(groups) == 1:
+        return [[member] for member in members]
+    each = list(groups.values())
+    halves = each[: len(each) // 2], each[len(each) // 2 :]
+    return [[member for group in half for member in group] for half in halves]
+
+
+def failed(line: object, error: MoesaicError) -> Row:
+    """The answer of a line that cannot be answered."""
     key = line.get("id", "") if isinstance(line, dict) else ""
     named = key if isinstance(key, str | int) else ""
-    return Estimated(id=named, error=ErrorText(kind=error.kind, message=str(error)))
+    told = {"kind": error.kind, "message": str(error)}
+    return {"id": named, "assumptions": [], "error": told}
 
 
 SHARED = ("model", "device", "cluster", "backend", "backend_version", "precision", "kv_dtype",
           "mode", "routing", "policy", "offload", "prefix_bytes_per_s", "experts")  # fmt: skip
 """Fields that lines priced together have in common."""
+DOCUMENTS = frozenset({"routing", "policy", "offload", "experts"})
+PLAIN = tuple(name for name in SHARED if name not in DOCUMENTS)
 
 
-def _shared_key(point: Point) -> str:
-    return point.model_dump_json(include=set(SHARED))
+class Questions:
+    """What lines share, found once: model, machine, engine and formats, and rules of layouts."""
+
+    def __init__(self, model_of: Resolve) -> None:
+        self.model_of = model_of
+        self._made: dict[object, Any] = {}
+
+    def of(self, point: Point) -> Question:
+        """The question that a line asks; the cluster is the smallest that holds its devices.
+
+        Raises:
+            MoesaicError: for an unknown name, or a layout that breaks a rule.
+        """
+        key, devices = _shared_key(point), devices_of(point)
+        cluster = self._once((key, "cluster", devices), lambda: _cluster_of(point, devices))
+        question = self._once((key, id(cluster)), lambda: self._question(point, cluster))
+        layout = tuple(_layout_key(part) for part in (point, point.prefill, point.decode))
+        self._once((id(question), layout), lambda: check_point(point, question))
+        return question
+
+    def _once(self, key: object, make: Callable[[], Made]) -> Made:
+        """What `make` gives, or the error that it raised, the first time that it was asked."""
+        if key not in self._made:
+            try:
+                self._made[key] = make()
+            except MoesaicError as error:
+                self._made[key] = error
+        made = self._made[key]
+        if isinstance(made, MoesaicError):
+            raise made
+        found: Made = made
+        return found
+
+    def _question(self, point: Point, cluster: Cluster) -> Question:
+        model = self.model_of(point.model)
+        engine = load_engine(point.backend, point.backend_version)
+        needs = engine.narrow_cache.needs
+        return Question(
+            model, cluster, engine, point.routing,
+            formats_of_point(point, model, cluster.device, needs), point.policy,
+            point.offload, point.prefix_bytes_per_s,
+        )  # fmt: skip
+
+
+def _cluster_of(point: Point, devices: int) -> Cluster:
+    if point.cluster is not None:
+        return resolve_cluster(point.cluster)
+    return _smallest(str(point.device), devices)
+
+
+@cache
+def _smallest(device: str, devices: int) -> Cluster:
+    return cluster_for(device, devices)
+
+
+def _shared_key(point: Point) -> object:
+    """Equal for lines that ask one question: cheap for plain ones, exact for all."""
+    plain = tuple(getattr(point, name) for name in PLAIN)
+    nested = isinstance(point.model, dict) or isinstance(point.cluster, dict)
+    if nested or point.model_fields_set & DOCUMENTS:
+        return point.model_dump_json(include=set(SHARED))
+    return plain
+
+
+def _layout_key(part: Point | PoolPoint | None) -> object:
+    if part is None:
+        return None
+    degrees = part.tp, part.pp, part.dp, part.moe_tp, part.moe_ep
+    return (*degrees, part.workers) if isinstance(part, PoolPoint) else degrees
 
 
 @dataclass(frozen=True)
 class Group:
-    """Lines that share model, machine, engine and formats."""
+    """Lines of one question on the cluster that holds the largest, as fits ask for their passes."""
 
-    points: list[Point]
-    question: Question
+    batch: Batch
 
     @classmethod
-    def of(cls, points: list[Point], model_of: Resolve) -> Group:
+    def of(cls, points: Sequence[Point], model_of: Resolve) -> Group:
         """Resolve what the lines share, and check the layout of each."""
-        first = points[0]
-        model = model_of(first.model)
-        named, most = first.cluster, max(devices_of(point) for point in points)
-        found = cluster_for(str(first.device), most) if named is None else resolve_cluster(named)
-        engine = load_engine(first.backend, first.backend_version)
-        question = Question(
-            model, found, engine, first.routing,
-            formats_of_point(first, model, found.device, engine.narrow_cache.needs), first.policy,
-            first.offload, first.prefix_bytes_per_s,
-        )  # fmt: skip
+        question = Questions(model_of).of(max(points, key=devices_of))
         for point in points:
             check_point(point, question)
-        return cls(points, question)
+        return cls(Batch.of(points, [question] * len(points)))
 
-    def answers(self) -> list[Estimated]:
-        """One answer a line."""
-        held = {i: float(p.concurrency or 1) for i, p in enumerate(self.points)}
-        asked = [i for i, p in enumerate(self.points) if p.request_rate is not None]
-        if asked:
-            held |= self._concurrency_of_rate(asked)
-        running, priced = held, price(self.passes(held), self.question)
-        for _ in range(SETTLING):
-            before, running = running, self.running(priced, held)
-            if running == before:
-                break
-            priced = price(self.passes(running), self.question)
-        table, source = self._table(priced), weakest_source(priced.timed)
-        decoding = [row["decode_point"] for row in table.values()]
-        asked_for = [point for point in decoding if point is not None]
-        shares = stage_shares(priced.timed, priced.passes, asked_for)
-        return [
-            self._answer(i, table, priced, (source, held[i] - running[i], shares))
-            for i in range(len(self.points))
-        ]
+    @property
+    def question(self) -> Question:
+        """What the lines share."""
+        return self.batch.lines.questions[0]
 
-    def running(self, priced: Priced, held: dict[int, float]) -> dict[int, float]:
-        """Sequences that run at once: the asked ones, or fewer where something holds them up.
+    def passes(self, held: Mapping[int, float]) -> pl.DataFrame:
+        """The prefill and decode pass of each line with its requests in flight."""
+        return self.batch.lines.passes(np.array([held[i] for i in range(len(held))]))
 
-        Cache memory and the scheduler: a running sequence has on average half of its answer cached;
-        where not even the weights fit, the asked load stands and `fits` says no. A pool of
-        prefills: no more decode than it feeds (Little's law).
-        """
-        engine, limit = self.question.engine, self.question.limit_bytes
-        running, feeding = dict(held), self._feeding(priced.passes)
-        for row in priced.passes.filter(phase="decode").iter_rows(named=True):
-            now = row["batch"]
-            grown = row["past_tokens"] / row["context_tokens"]
-            each = row["kv_bytes"] * grown / now
-            left = limit - (row["total_bytes"] - row["kv_bytes"])
-            most = min(left // max(each, 1.0), float(engine.scheduler.sequences.value))
-            most = most if left > each else inf
-            point = self.points[row["line"]]
-            ranks = decode_ranks(point)
-            if row["line"] in feeding:
-                tpot = row["typical_s"] / row["step_tokens"]
-                most = min(most, feeding[row["line"]] * row["osl"] * tpot / ranks)
-            asked = held[row["line"]] / ranks
-            if asked > max(most, 1.0):
-                running[row["line"]] = ranks * max(most, 1.0)
-        return running
-
-    def _feeding(self, passes: pl.DataFrame) -> dict[int, float]:
-        """Prompts a second that the prefill pool of a disaggregated line makes."""
-        rates = {}
-        for row in passes.filter(phase="prefill").iter_rows(named=True):
-            pool = self.points[row["line"]].prefill
-            if pool is not None and self.points[row["line"]].concurrency is not None:
-                ready = row["batch"] * row["dp"] * row["pp"] * pool.workers
-                rates[row["line"]] = ready / row["typical_s"]
-        return rates
-
-    def passes(self, held: dict[int, float]) -> pl.DataFrame:
-        """The prefill and decode pass of each line with its sequences in flight."""
-        rows = [row for i, point in enumerate(self.points) if i in held
-                for row in point_rows(i, point, held[i], self.question)]  # fmt: skip
-        schema = {name: kind for name, kind in POINT.items() if name != "point"}
-        schema |= {"line": pl.Int64, "prompt_tokens": pl.Float64, "open_loop": pl.Float64}
-        return number(pl.DataFrame(rows, schema=schema))
-
-    def _table(self, priced: Priced) -> dict[tuple[int, str], Row]:
-        """Serving rows by line and role."""
-        table = serving_table(priced.passes, (self.points[0].mode,), (*KEY, "line"), priced.layer)
-        if self.points[0].mode == "disagg":
-            lines = priced.passes.select("point", "line")
-            keyed = table.drop("line", strict=False).with_columns(
-                pl.coalesce("decode_point", "prefill_point").alias("point")
-            )
-            table = keyed.join(lines, on="point", maintain_order="left")
-        rows = {(row["line"], row["role"]): row for row in table.iter_rows(named=True)}
-        if self.points[0].mode == "disagg" and priced.layer is not None:
-            waits = pool_ttft(self.beside(priced.passes), priced.layers)
-            for row in waits.iter_rows(named=True):
-                rows[row["line"], "prefill"] |= row
-        return rows
+    def running(self, priced: Priced, held: Mapping[int, float]) -> dict[int, float]:
+        """Requests of each line that run at once, as `Batch.running` says."""
+        asked = np.array([held[i] for i in range(len(held))])
+        return dict(enumerate(self.batch.running(priced.passes, asked).tolist()))
 
     def beside(self, passes: pl.DataFrame) -> pl.DataFrame:
-        """Decode passes of disaggregated lines beside the prefill pass that feeds them."""
-        pools = pl.DataFrame(
-            [(i, float(callers_of(p)), float(p.prefill.workers))
-             for i, p in enumerate(self.points) if p.prefill],
-            schema={"line": pl.Int64, "callers": pl.Float64, "prefill_workers": pl.Float64},
-            orient="row",
-        )  # fmt: skip
-        prefill, decode = (passes.filter(phase=phase) for phase in ("prefill", "decode"))
-        return beside(prefill, decode, pools)
-
-    def _concurrency_of_rate(self, asked: list[int]) -> dict[int, float]:
-        """Little's law solved by bisection: the fewest users in flight that reach the rate.
-
-        Raises:
-            MoesaicError: `infeasible` where what the worker holds doesn't reach it, even at the
-                interval's fast side.
-        """
-        low, high = dict.fromkeys(asked, 0.0), dict.fromkeys(asked, 65_536.0)
-        for _ in range(SETTLING):
-            seats = self.running(price(self.passes(high), self.question), high)
-            if seats == high:
-                break
-            high = seats
-        table = self._table(price(self.passes(high), self.question))
-        for i in asked:
-            wanted, row = self.points[i].request_rate or 0, table[i, "agg"]
-            if row["request_rate_high"] < wanted:
-                raise MoesaicError(
-                    "infeasible",
-                    f"request_rate {wanted} is above what the worker serves with all that it "
-                    f"holds, {row['request_rate_typical']:.3g} requests/s", "/request_rate",
-                )  # fmt: skip
-            if row["request_rate_typical"] < wanted:
-                low[i] = high[i]
-        for _ in range(ROUNDS):
-            tried = {i: (low[i] + high[i]) / 2 for i in asked}
-            table = self._table(price(self.passes(tried), self.question))
-            for i in asked:
-                reached = table[i, "agg"]["request_rate_typical"]
-                (high if reached >= (self.points[i].request_rate or 0) else low)[i] = tried[i]
-        return high
-
-    def _answer(
-        self,
-        i: int,
-        table: dict[tuple[int, str], Row],
-        priced: Priced,
-        told: tuple[Source, float, Shares],
-    ) -> Estimated:
-        point = self.points[i]
-        if point.mode == "agg":
-            row = table[i, "agg"]
-            parts = [(1, row)]
-        else:
-            assert point.prefill is not None  # noqa: S101 - the document says so
-            assert point.decode is not None  # noqa: S101
-            parts = [(point.prefill.workers, table[i, "prefill"]),
-                     (point.decode.workers, table[i, "decode"])]  # fmt: skip
-        return written(point, parts, priced, self.question, told)
+        """Decode passes beside the prefill pass that feeds them."""
+        return self.batch.beside(passes)

@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from planner.offload import fetch_bytes_per_s
 from planner.point import OffloadSummary
-from planner.pricing import Priced, Question
-from planner.quantities import StageShare
+from planner.pricing import Question
 from planner.work.resident import MISSED, RESIDENT
 
+Row = dict[str, Any]
 WAITING = ("fetch", "crossing")
 """Stages that a pass would not have with all experts in the device's memory."""
 BOUND_SHARE = 0.5
 """A step that waits longer than this share of its time is bound by storage."""
 
 
-def offload_summary(
-    priced: Priced, point: int, shares: tuple[StageShare, ...], question: Question
-) -> OffloadSummary | None:
-    """Resident and missed experts of one decode pass, and what they cost; none without offload."""
+def offload_summary(row: Row, shares: Sequence[Row], question: Question) -> OffloadSummary | None:
+    """Resident and missed experts of one decode pass, and what they cost; none without offload.
+
+    Args:
+        row: the priced pass.
+        shares: its stages, as plain data of `StageShare`.
+        question: what was asked.
+    """
     if question.offload is None:
         return None
-    row: dict[str, Any] = priced.passes.row(point, named=True)
     storage = question.offload.host is None
     rate = fetch_bytes_per_s(question.offload, question.cluster.device) if storage else None
     return OffloadSummary(
         resident_share=row[RESIDENT], missed_share=row[MISSED], storage_bytes_per_s=rate,
-        waiting_share=sum(part.share_ratio for part in shares if part.stage in WAITING),
+        waiting_share=sum(part["share_ratio"] for part in shares if part["stage"] in WAITING),
     )  # fmt: skip
 
 

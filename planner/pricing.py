@@ -130,7 +130,7 @@ def price(points: pl.DataFrame, question: Question, *, fitted: bool = True) -> P
         `raw_s` (kernels and host before the fitted engine layer), the columns of `STEP`, `MEMORY`
         and `total_bytes`; `timed`: the timed work sheet.
     """
-    if _is_plain(question):
+    if is_plain(question):
         return price_all(points, [question], fitted=fitted)
     loaded = add_load(points, question)
     sized = add_memory(loaded, question.model, question.formats, question.engine.buffer_bytes)
@@ -157,7 +157,7 @@ def price_all(
     Args:
         points: columns `POINT`, and `QUESTION`, a place among the questions, where there are
             several.
-        questions: each all plain (`_is_plain`).
+        questions: each all plain (`is_plain`).
         fitted: let the fitted engine layers weigh the parts of each pass.
     """
     whole = Points.of(points)
@@ -181,7 +181,19 @@ def price_all(
 SIZED = (*MEMORY, "total_bytes")
 
 
-def _is_plain(question: Question) -> bool:
+def size_all(points: pl.DataFrame, questions: Sequence[Question]) -> pl.DataFrame:
+    """Passes of plain questions with `MEMORY` and `total_bytes`; arguments as of `price_all`."""
+    whole = Points.of(points)
+    of = Layers(()).places(points)
+    use = [
+        memory_of(whole.where(of == number), q.model, q.formats, q.engine.buffer_bytes)
+        for number, q in enumerate(questions)
+    ]
+    _fill_in(whole, SIZED, use, of)
+    return points.with_columns(pl.Series(name, whole[name]) for name in SIZED)
+
+
+def is_plain(question: Question) -> bool:
     """Whether everything a pass waits for is a row of its work sheet or hidden beside another."""
     layout = question.formats.layout
     apart = layout.apart or layout.shared_ranks or layout.order == "queue"

@@ -58,12 +58,13 @@ def _one(file: Path, overrides: tuple[str, ...], output: Output) -> None:
 def _batch(batch: Path, output: Output) -> None:
     import itertools
 
+    from pydantic_core import to_json
+
     from api.lines import parsed_lines, written
-    from planner.estimate import estimate_many
+    from planner.estimate import estimate_rows
     from planner.model_library import load_model
 
     with written(output) as write:
         lines = parsed_lines(batch)
         while chunk := list(itertools.islice(lines, CHUNK)):
-            answers = estimate_many(chunk, load_model)
-            write([answer.model_dump_json(exclude_none=True) for answer in answers])
+            write([to_json(row).decode() for row in estimate_rows(chunk, load_model)])

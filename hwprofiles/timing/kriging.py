@@ -44,8 +44,11 @@ def neighbours(
 def _chunk(
     wanted: Array, known: Array, count: int, apart: NDArray[np.bool_] | None
 ) -> tuple[NDArray[np.intp], Array, Array]:
-    squares = (wanted**2).sum(1)[:, None] + (known**2).sum(1) - 2 * wanted @ known.T
-    distance = np.sqrt(np.maximum(squares, 0))
+    # One coordinate after the other: a matrix product's last bit depends on how many are asked.
+    squares = np.zeros((len(wanted), len(known)))
+    for one, other in zip(wanted.T, known.T, strict=True):
+        squares += (one[:, None] - other) ** 2
+    distance = np.sqrt(squares)
     if apart is not None:
         distance = np.where(apart, np.inf, distance)
     index = np.argpartition(distance, count - 1, axis=1)[:, :count]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -135,6 +135,53 @@ def host_seconds(points: Points, engine: Engine, layers: int) -> Array:
     return np.where(points.decoding, decode, prefill)
 
 
+@dataclass(frozen=True)
+class Stages:
+    """Where passes spend their time, one row for each pass and stage; the host is not among them.
+
+    Rows of a pass stand together, the longest stage first.
+    """
+
+    point: Codes
+    stage: list[str]
+    seconds_s: Array
+    """Before the fitted engine layer."""
+    bound_by: list[str]
+    source: list[str]
+
+    def rows_of(self, points: Codes) -> list[slice]:
+        """The rows of each pass."""
+        starts = np.searchsorted(self.point, points).tolist()
+        ends = np.searchsorted(self.point, points, side="right").tolist()
+        return [slice(start, end) for start, end in zip(starts, ends, strict=True)]
+
+
+def stages_of(timed: pl.DataFrame, points: Codes) -> Stages:
+    """Sum a timed sheet's rows to the stages of the passes wanted.
+
+    A stage is bound by, and as certain as, the longest of its rows.
+    """
+    columns = Columns(timed)
+    at = timed["point"].to_numpy().astype(np.intp)
+    wanted = np.zeros(int(max(at.max(initial=0), np.max(points, initial=0))) + 1, dtype=bool)
+    wanted[points] = True
+    rows = np.flatnonzero(wanted[at])
+    names, stage = columns.labels("stage")
+    ordered = np.argsort(np.argsort([str(name) for name in names]))[stage]
+    spent = columns.numbers("typical_s") * columns.numbers("repeat_count")
+    rows = rows[np.lexsort((ordered[rows], -spent[rows], at[rows]))]
+    both = at[rows] * len(names) + ordered[rows]
+    known, first, back = np.unique(both, return_index=True, return_inverse=True)
+    total = np.bincount(back.reshape(-1), spent[rows], len(known))
+    order = np.lexsort((known % len(names), -total, known // len(names)))
+    longest = rows[first[order]]
+    texts = [
+        [str(labels[code]) for code in codes[longest].tolist()]
+        for labels, codes in (columns.labels(name) for name in ("stage", "bound_by", "source"))
+    ]
+    return Stages(at[longest], texts[0], np.asarray(total[order], float), texts[1], texts[2])
+
+
 def stage_shares(
     timed: pl.DataFrame, passes: pl.DataFrame, points: Iterable[int]
 ) -> dict[int, tuple[StageShare, ...]]:
@@ -146,37 +193,44 @@ def stage_shares(
             last two weighs every stage alike, so that stages add up to the pass.
         points: the passes wanted.
     """
-    wanted = sorted(set(points))
-    spent = pl.col("typical_s") * pl.col("repeat_count")
-    by_stage = (
-        timed.filter(pl.col("point").is_in(wanted))
-        .with_columns(spent.alias("spent_s"))
-        .sort("point", "spent_s", "stage", descending=[False, True, False])
-        .group_by("point", "stage", maintain_order=True)
-        .agg(pl.col("spent_s").sum(), pl.col("bound_by").first(), pl.col("source").first())
-        .sort("point", "spent_s", "stage", descending=[False, True, False])
-    )
-    stages: dict[int, list[dict[str, Any]]] = defaultdict(list)
-    for row in by_stage.iter_rows(named=True):
-        stages[row["point"]].append(row)
-    known = passes.filter(pl.col("point").is_in(wanted))
+    wanted = np.array(sorted(set(points)), dtype=np.intp)
+    known = passes.filter(pl.col("point").is_in(wanted.tolist())).sort("point")
+    rows = share_rows(stages_of(timed, wanted), known)
     return {
-        row["point"]: _shares(stages[row["point"]], row)
-        for row in known.select("point", "host_s", "raw_s", "typical_s").iter_rows(named=True)
+        point: tuple(StageShare.model_construct(**row) for row in found)
+        for point, found in zip(wanted.tolist(), rows, strict=True)
     }
 
 
-def _shares(stages: list[dict[str, Any]], row: dict[str, float]) -> tuple[StageShare, ...]:
-    """Stages of one pass; `row` holds its host, raw and fitted seconds."""
-    fitted = row["typical_s"] / row["raw_s"]
-    named = [(r["stage"], r["spent_s"], r["bound_by"], r["source"]) for r in stages]
-    named.append((HOST, row["host_s"], "latency", "assumed"))
-    return tuple(
-        StageShare.model_construct(  # priced values: checking each again costs more than pricing
-                   stage=stage, seconds_s=seconds * fitted, share_ratio=seconds / row["raw_s"],
-                   bound_by=bound, source=source)
-        for stage, seconds, bound, source in named
-    )  # fmt: skip
+def share_rows(stages: Stages, passes: pl.DataFrame) -> list[list[dict[str, Any]]]:
+    """The stages of each pass as plain data of `StageShare`; arguments as those of `stage_shares`.
+
+    Args:
+        stages: what `stages_of` gives.
+        passes: columns `point`, `host_s`, `raw_s`, `typical_s` of the passes wanted.
+    """
+    host, raw = passes["host_s"].to_numpy(), passes["raw_s"].to_numpy()
+    fitted = passes["typical_s"].to_numpy() / raw
+    points = passes["point"].to_numpy().astype(np.intp)
+    slices = stages.rows_of(points)
+    sizes = [part.stop - part.start for part in slices]
+    place = np.repeat(np.arange(len(points)), sizes)
+    rows = np.concatenate([np.arange(p.start, p.stop) for p in slices]) if sizes else place
+    seconds = (stages.seconds_s[rows] * fitted[place]).tolist()
+    shares = (stages.seconds_s[rows] / raw[place]).tolist()
+    written = [
+        {"stage": stages.stage[row], "seconds_s": spent, "share_ratio": share,
+         "bound_by": stages.bound_by[row], "source": stages.source[row]}
+        for row, spent, share in zip(rows.tolist(), seconds, shares, strict=True)
+    ]  # fmt: skip
+    found, start = [], 0
+    own = zip(sizes, (host * fitted).tolist(), (host / raw).tolist(), strict=True)
+    for size, spent, share in own:
+        last = {"stage": HOST, "seconds_s": spent, "share_ratio": share, "bound_by": "latency",
+                "source": "assumed"}  # fmt: skip
+        found.append([*written[start : start + size], last])
+        start += size
+    return found
 
 
 SOURCE_ORDER: tuple[Source, ...] = ("measured", "simulated", "calibrated", "modelled", "assumed")
@@ -188,13 +242,18 @@ SMALL_SHARE = 0.1
 
 def weakest_source(timed: pl.DataFrame) -> Source:
     """A sum is as certain as its least certain part, small parts (a tenth in all) apart."""
-    spent = timed.group_by("source").agg(
-        (pl.col("typical_s") * pl.col("repeat_count")).sum().alias("spent_s")
-    )
-    by_source = dict(zip(spent["source"], spent["spent_s"], strict=True))
-    total, passed = sum(by_source.values()), 0.0
-    for source in reversed(SOURCE_ORDER):
-        passed += by_source.get(source, 0.0)
-        if passed > SMALL_SHARE * total:
-            return source
-    return SOURCE_ORDER[-1]
+    return weakest_sources(timed, np.zeros(timed.height, dtype=np.intp), 1)[0]
+
+
+def weakest_sources(timed: pl.DataFrame, of: Codes, count: int) -> list[Source]:
+    """`weakest_source` of several sums: `of` says which of them each row belongs to."""
+    columns = Columns(timed)
+    labels, codes = columns.labels("source")
+    rank = np.array([SOURCE_ORDER.index(label) for label in labels])[codes]
+    spent = columns.numbers("typical_s") * columns.numbers("repeat_count")
+    size = len(SOURCE_ORDER)
+    by_source = np.bincount(of * size + rank, spent, count * size).reshape(count, size)
+    passed = np.cumsum(by_source[:, ::-1], axis=1)
+    weak = passed > SMALL_SHARE * by_source.sum(axis=1, keepdims=True)
+    place = np.where(weak.any(axis=1), weak.argmax(axis=1), 0)
+    return [SOURCE_ORDER[size - 1 - at] for at in place.tolist()]
