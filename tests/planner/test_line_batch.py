@@ -31,7 +31,7 @@ KINDS = [
     QWEN | {"experts": {"redundant_experts": 4}, "tp": 4, "moe_ep": 4},
     QWEN | {"lengths": {"kind": "summary", "isl_tokens": 1000, "osl_tokens": 300,
                         "isl_variation_ratio": 0.8}, "isl": None, "osl": None},
-    QWEN | {"device": "ascend-910b3", "backend": "mindie", "tp": 4},
+    QWEN | {"device": "ascend-a2-376t", "backend": "mindie", "tp": 4},
     QWEN | {"tp": 3},
     QWEN | {"precision": "fp5"},
     QWEN | {"isl": "many"},
