@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from hwprofiles.calibration.nearness import (
+    OUTLIERS,
+    Choice,
+    badness,
+    chosen,
+    kinds_apart,
+    leftover_badness,
+)
 from hwprofiles.cluster import Cluster
 from hwprofiles.kernels import KERNEL_ROW
 from hwprofiles.timing.kriging import neighbours
+from hwprofiles.timing.metric import Metric
 from hwprofiles.timing.places import FAMILIES
 from hwprofiles.timing.profile import columns_of, pack, unpack
 from hwprofiles.timing.rows import Array, Rows, Work
 from hwprofiles.timing.rules import COUNTS
-from hwprofiles.timing.tables import NEIGHBOURS, Physics, mixed
+from hwprofiles.timing.tables import NEIGHBOURS, Physics, mixed, running_median
 
 FOLDS = 5
 SEED = 7
@@ -33,8 +43,6 @@ FACTORS = np.arange(1.0, 4.01, 0.05)
 WIDE = 0.4
 """Log seconds either way where a table has too few shapes to hold any out."""
 ENOUGH_SHAPES = 4
-OUTLIERS = (np.inf, 0.2)
-"""Ways to treat neighbours far from the rest that hold-out chooses between."""
 
 
 @dataclass(frozen=True)
@@ -78,46 +86,90 @@ def fit_table(
     if not possible.all():
         frame, seconds = frame.filter(pl.Series(possible)), seconds[possible]
         work = COUNTS[kernel](Rows(frame), cluster)
-    physics = fit_physics(work, seconds)
-    cube = _cube(kernel, frame, np.log(seconds / physics.seconds(work)))
-    residual = pack(filled(cube.cells, cube.outer, cube.inner).astype(np.float32))
-    errors = held_out(kernel, cube, unpack(residual).astype(float))
+    fits = [_Fit.of(kernel, frame, work, seconds, p) for p in fit_physics(work, seconds)]
+    best = fits[0] if len(fits) == 1 else min(fits, key=lambda fit: fit.badness(kernel))
+    cube = best.cube
+    choice = chosen(kernel, cube.shapes, cube.cells, best.stored)
+    errors = held_out(best, choice, kernel)
+    given = {k: v for k, v in vars(best.physics).items() if v != getattr(Physics, k, None)}
     card = {
         "kernel": kernel, "keys": keys, "data": origin, "rows": len(seconds),
         "impossible_rows": int((~possible).sum()), "shapes": len(cube.shapes),
-        "physics": {k: float(f"{v:.5g}") for k, v in vars(physics).items()},
+        "physics": {k: float(f"{v:.5g}") for k, v in given.items()},
         "outer": np.round(cube.outer, 6).tolist(), "inner": np.round(cube.inner, 6).tolist(),
-        **errors,
+        **({"metric": choice.metric} if choice.metric else {}),
+        **({"running": choice.running} if choice.running > 1 else {}), **errors,
     }  # fmt: skip
-    return Fitted(card, columns_of(cube.shapes), residual)
+    return Fitted(card, columns_of(cube.shapes), best.residual)
 
 
-def fit_physics(work: Work, seconds: Array) -> Physics:
-    """Launch cost and shares by least absolute log error: a grid, then steps of each in turn."""
-    chosen = np.random.default_rng(SEED).permutation(len(seconds))[:SAMPLE_ROWS]
-    part = Work(*(None if c is None else c[chosen] for c in vars(work).values()))  # type: ignore[arg-type]
-    wanted = np.log(seconds[chosen])
+@dataclass(frozen=True)
+class _Fit:
+    """One physics with what it leaves over, as measured and as stored."""
 
-    def error(values: tuple[float, float, float]) -> float:
+    physics: Physics
+    cube: Cube
+    residual: NDArray[np.uint8]
+    stored: Array
+
+    @classmethod
+    def of(
+        cls, kernel: str, frame: pl.DataFrame, work: Work, seconds: Array, physics: Physics
+    ) -> _Fit:
+        cube = _cube(kernel, frame, np.log(seconds / physics.seconds(work)))
+        residual = pack(filled(cube.cells, cube.outer, cube.inner).astype(np.float32))
+        return cls(physics, cube, residual, unpack(residual).astype(float))
+
+    def badness(self, kernel: str) -> float:
+        return leftover_badness(kernel, self.cube.shapes, self.cube.cells, self.stored)
+
+
+def fit_physics(work: Work, seconds: Array) -> list[Physics]:
+    """Launch cost and shares by least absolute log error, and the same with a cache if it helps."""
+    some = np.random.default_rng(SEED).permutation(len(seconds))[:SAMPLE_ROWS]
+    part = Work(*(None if c is None else c[some] for c in vars(work).values()))  # type: ignore[arg-type]
+    wanted = np.log(seconds[some])
+
+    def error(values: Constants) -> float:
         return float(np.abs(np.log(Physics(*values).seconds(part)) - wanted).mean())
 
     least = float(np.quantile(seconds, 0.01))
     shares = itertools.product((0.5, 0.95), (0.3, 0.5, 0.7, 0.9), (0.3, 0.6, 0.9))
     grid = [(least * part, compute, memory) for part, compute, memory in shares]
-    best = min(grid, key=error)
+    plain = _descended(min(grid, key=error), error)
+    found = [Physics(*plain)]
+    if work.wire_s is None:
+        start = [(*plain, cache, ratio) for cache in _cache_sizes(part) for ratio in CACHE_RATIOS]
+        cached = _descended(min(start, key=error), error)
+        if error(cached) < CACHE_GAIN * error(plain) and 1 < cached[4] <= MOST_CACHE_RATIO:
+            found.append(Physics(*cached))
+    return found
+
+
+Constants = tuple[float, ...]
+CACHE_RATIOS = (1.5, 2.5, 4.0)
+MOST_CACHE_RATIO = 8.0
+"""Last caches are two to six times as fast as their memory; more is something else."""
+CACHE_GAIN = 0.97
+CACHE_QUANTILES = (0.1, 0.25, 0.4, 0.55, 0.7, 0.85)
+
+
+def _cache_sizes(work: Work) -> Array:
+    """Sizes to try, in seconds of memory: quantiles of what the rows move."""
+    sizes: Array = np.quantile(work.memory_s, CACHE_QUANTILES)
+    return sizes
+
+
+def _descended(best: Constants, error: Callable[[Constants], float]) -> Constants:
     for step in (1.3, 1.1, 1.03):
-        for axis in (0, 1, 2, 0, 1, 2):
+        for axis in 2 * tuple(range(len(best))):
             trial = [_scaled(best, axis, f) for f in (1 / step, 1.0, step)]
             best = min(trial, key=error)
-    return Physics(*best)
+    return best
 
 
-def _scaled(
-    values: tuple[float, float, float], axis: int, factor: float
-) -> tuple[float, float, float]:
-    changed = list(values)
-    changed[axis] *= factor
-    return changed[0], changed[1], changed[2]
+def _scaled(values: Constants, axis: int, factor: float) -> Constants:
+    return (*values[:axis], values[axis] * factor, *values[axis + 1 :])
 
 
 def _cube(kernel: str, frame: pl.DataFrame, residual: Array) -> Cube:
@@ -151,19 +203,25 @@ def _along(cells: Array, grid: Array, axis: int) -> Array:
     return np.moveaxis((1 - part) * below + part * above, -1, axis)
 
 
-def held_out(kernel: str, cube: Cube, cells: Array) -> dict[str, Any]:
+def held_out(fit: _Fit, choice: Choice, kernel: str) -> dict[str, Any]:
     """Error on sizes and on whole shapes that were left out, and the bands that held them."""
+    cube = fit.cube
     sizes = _left_out_sizes(cube)
     scale, covered = stretch(sizes)
     card: dict[str, Any] = {"error_sizes": _error(sizes) | {"coverage": covered}}
     bands = [_band(sizes, scale)]
     edges: list[float] = []
     if len(cube.shapes) >= ENOUGH_SHAPES:
-        tried = [(o, *_left_out_shapes(kernel, cube, cells, o)) for o in OUTLIERS]
-        outlier, found, nearest = min(tried, key=lambda t: _badness(t[1][0]))
+        metric = FAMILIES[kernel].metric(**choice.metric)
+        smooth = replace(fit, stored=running_median(fit.stored, choice.running))
+        whole = list(kinds_apart(kernel, cube.shapes))
+        tried = [(o, *_left_out_shapes(metric, smooth, o, whole)) for o in OUTLIERS]
+        outlier, found, nearest = min(tried, key=lambda t: badness(t[1][0]))
         card["outlier"] = None if np.isinf(outlier) else outlier
         scale, covered = stretch(found[0])
         card["error_shapes"] = _error(found[0]) | {"coverage": covered}
+        if whole:
+            card["error_models"] = _error(found[-1])
         flat, far = np.concatenate(found).ravel(), np.concatenate(nearest).ravel()
         edges = [float(e) for e in np.round(np.quantile(far[np.isfinite(flat)], (0.34, 0.67)), 4)]
         bucket = np.searchsorted(edges, far)
@@ -217,27 +275,24 @@ def _left_out_sizes(cube: Cube) -> Array:
     return left_out
 
 
-def _badness(errors: Array) -> float:
-    """What a choice between fits goes by: median error and a quarter of the 90th percentile."""
-    off = np.abs(errors[np.isfinite(errors)])
-    return float(np.median(off) + np.quantile(off, HIGH) / 4) if len(off) else np.inf
-
-
 def _left_out_shapes(
-    kernel: str, cube: Cube, cells: Array, outlier: float
+    metric: Metric, fit: _Fit, outlier: float, whole: list[NDArray[np.bool_]]
 ) -> tuple[list[Array], list[Array]]:
-    """Predict whole shapes from the others: in folds first, then without any near neighbour."""
-    scaled = cube.shapes / np.array(FAMILIES[kernel].steps)
-    fold = np.random.default_rng(SEED).permutation(len(scaled)) % min(FOLDS, len(scaled))
-    between = np.sqrt(((scaled[:, None] - scaled) ** 2).sum(-1))
+    """Predict whole shapes from the others: in folds first, then without any near neighbour.
+
+    `whole` says which shapes to leave out together besides, such as all layouts of a model.
+    """
+    cube, points = fit.cube, metric.points(fit.cube.shapes)
+    fold = np.random.default_rng(SEED).permutation(len(points)) % min(FOLDS, len(points))
+    between = points.between(points)
     errors, distances = [], []
-    for apart in (fold[:, None] == fold, *(between < radius for radius in RADII)):
+    for apart in (fold[:, None] == fold, *(between < radius for radius in RADII), *whole):
         usable = (~apart).sum(axis=1) >= ENOUGH_SHAPES - 1
         if not usable.any():
             continue
         count = int(min(NEIGHBOURS, (~apart[usable]).sum(axis=1).min()))
-        index, weight, near = neighbours(scaled[usable], scaled, count, apart[usable])
-        guess = mixed(cells[index], weight[:, :, None, None], outlier)
+        index, weight, near = neighbours(points.part(usable), points, count, apart[usable])
+        guess = mixed(fit.stored[index], weight[:, :, None, None], outlier)
         errors.append((cube.cells[usable] - guess).reshape(int(usable.sum()), -1))
         distances.append(np.broadcast_to(near[:, None], errors[-1].shape))
     return errors, distances

@@ -7,12 +7,15 @@ sequence, message).
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
+from hwprofiles.timing.metric import Metric
 from hwprofiles.timing.rows import Array, Rows
+
+Sums = tuple[tuple[float, ...], ...]
 
 NO_WINDOW_TOKENS = 2.0**17
 """Attention without a window stands where the longest measured sequence does."""
@@ -32,13 +35,19 @@ class Family:
     """How one kernel family is placed, and how far apart its shapes are.
 
     `steps` says how many doublings of each shape coordinate count as one unit of distance; found by
-    hold-out over whole shapes on the H200 tables.
+    hold-out over whole shapes on the H200 tables, where a table has too few shapes to find its own.
     """
 
     place: Callable[[Rows], Place]
     steps: tuple[float, ...]
     keys: tuple[str, ...] = ("dtype",)
     """Columns that choose the table."""
+    kinds: Mapping[str, Sums] = field(default_factory=dict)
+    """Sums of shape coordinates that two shapes of a kind share; hold-out chooses between them."""
+
+    def metric(self, steps: Sequence[float] = (), kind: str = "", jump: float = 0.0) -> Metric:
+        """The family's distance, or one that a table found for itself."""
+        return Metric(tuple(steps) or self.steps, self.kinds.get(kind, ()), jump)
 
 
 def _log(*columns: Array) -> Array:
@@ -110,13 +119,24 @@ def _exchange(rows: Rows) -> Place:
 
 
 _COMMUNICATION = ("library", "dtype")
+_CACHED = ("dtype", "kv_dtype")
+_MODEL: dict[str, Sums] = {
+    "model": ((1, 0, 0, 0, 0, 0), (0, 0, 1, 0, 0, 0), (0, 0, 0, 1, 1, 0), (0, 0, 0, 0, 0, 1))
+}
+"""Hidden size, top-k, experts of all ranks, matrices: what a model keeps however it is cut."""
+_SHARING: dict[str, Sums] = {
+    "sharing": ((1, -1, 0, 0, 0), (0, 0, 1, 0, 0)),
+    "width": ((0, 0, 1, 0, 0),),
+}
+"""Query heads that share a key head, and a head's width: what attention kernels are built for."""
+_COLUMNS: dict[str, Sums] = {"columns": ((1, 0),)}
 FAMILIES: dict[str, Family] = {
-    "gemm": Family(_gemm, (4, 4)),
-    "attention_prefill": Family(_attention_prefill, (8, 8, 1, 2, 4), ("dtype", "kv_dtype")),
-    "attention_decode": Family(_attention_decode, (8, 8, 1, 2, 4), ("dtype", "kv_dtype")),
-    "mla_prefill": Family(_mla, (8,), ("dtype", "kv_dtype")),
-    "mla_decode": Family(_mla, (8,), ("dtype", "kv_dtype")),
-    "grouped_gemm": Family(_grouped_gemm, (8, 8, 8, 8, 8, 2)),
+    "gemm": Family(_gemm, (4, 4), kinds=_COLUMNS),
+    "attention_prefill": Family(_attention_prefill, (8, 8, 1, 2, 4), _CACHED, _SHARING),
+    "attention_decode": Family(_attention_decode, (8, 8, 1, 2, 4), _CACHED, _SHARING),
+    "mla_prefill": Family(_mla, (8,), _CACHED),
+    "mla_decode": Family(_mla, (8,), _CACHED),
+    "grouped_gemm": Family(_grouped_gemm, (8, 8, 8, 8, 8, 2), kinds=_MODEL),
     "router": Family(_router, (4, 4, 4)),
     "all_reduce": Family(_collective, (4,), _COMMUNICATION),
     "all_gather": Family(_collective, (4,), _COMMUNICATION),

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from hwprofiles.files import read_document
 from hwprofiles.kernels import COLLECTIVES, EXCHANGES
+from hwprofiles.timing.places import FAMILIES
 from hwprofiles.timing.rows import Array
 from hwprofiles.timing.tables import Bands, Physics, Table
 
@@ -69,6 +70,8 @@ def _table(path: Path, number: int) -> Table:
         bands=Bands(**{name: tuple(values) for name, values in card["bands"].items()}),
         local_when_balanced=local and max(card["outer"]) > 0,
         outlier=card.get("outlier") or np.inf,
+        running=card.get("running", 1),
+        metric=FAMILIES[card["kernel"]].metric(**card.get("metric", {})),
     )
 
 

@@ -8,12 +8,14 @@ answer where shapes end, the residual where they lie.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hwprofiles.timing.kriging import SAME, neighbours
+from hwprofiles.timing.metric import Metric
 from hwprofiles.timing.places import FAMILIES, Place
 from hwprofiles.timing.rows import Array, Work
 
@@ -35,11 +37,23 @@ class Physics:
     compute_share: float
     memory_share: float
     """For collectives and exchanges: the share of the link bandwidth."""
+    cache_s: float = 0.0
+    """Bytes the cache keeps between two runs, in seconds of memory; 0: it made no difference."""
+    cache_ratio: float = 1.0
+    """How many times faster than memory what lies in the cache is read."""
 
     def parts(self, work: Work) -> tuple[Array, Array]:
         """Seconds of arithmetic and seconds of memory or wire."""
-        slow = work.memory_s if work.wire_s is None else work.wire_s
+        slow = self._read_s(work.memory_s) if work.wire_s is None else work.wire_s
         return work.compute_s / self.compute_share, slow / self.memory_share
+
+    def _read_s(self, memory_s: Array) -> Array:
+        """Kernels are measured over and over: what fits the last cache isn't read from memory."""
+        if self.cache_ratio <= 1:
+            return memory_s
+        kept = 1 / (1 + (memory_s / self.cache_s) ** SHARPNESS)
+        read: Array = memory_s * (1 - kept * (1 - 1 / self.cache_ratio))
+        return read
 
     def seconds(self, work: Work) -> Array:
         """Time without a residual."""
@@ -89,8 +103,23 @@ class Table:
     outlier: float = np.inf
     """Log seconds: neighbours farther than this from their median are drawn in to it. Finite where
     hold-out was better so (autotuned kernels that jump from shape to shape)."""
+    running: int = 1
+    """Sizes that a running median is taken over where a shape was not measured: odd rows of other
+    shapes then say nothing."""
+    metric: Metric | None = None
+    """Distance between shapes; none: the family's."""
     known: dict[bytes, tuple[Any, ...]] = field(default_factory=dict, compare=False, repr=False)
     """Neighbours, weights and nearest distance of shapes that were asked for."""
+
+    @property
+    def distance(self) -> Metric:
+        """Distance between shapes that this table was judged with."""
+        return self.metric or FAMILIES[self.kernel].metric()
+
+    @cached_property
+    def smooth(self) -> NDArray[np.float32]:
+        """The residual as shapes between measured ones take it."""
+        return running_median(self.residual, self.running)
 
 
 @dataclass(frozen=True)
@@ -109,10 +138,9 @@ class Residual:
 def residual_of(table: Table, place: Place) -> Residual:
     """Interpolate a table's residual at the rows' places."""
     shape, back = _distinct(place.shape)
-    steps = np.array(FAMILIES[table.kernel].steps)
     lowest, highest = table.shapes.min(axis=0), table.shapes.max(axis=0)
     held = np.clip(shape, lowest, highest)
-    index, weight, nearest = _remembered(table, held, steps)
+    index, weight, nearest = _remembered(table, held)
     cells = _cells(table, place)
     typical = np.empty(len(back))
     exact = (nearest < SAME)[back]
@@ -123,11 +151,11 @@ def residual_of(table: Table, place: Place) -> Residual:
     stretch = np.abs(shape - held)
     sizes = np.maximum(_outside(place.inner, table.inner), _outside(place.outer, table.outer))
     beyond = np.maximum(stretch.max(axis=1)[back], sizes)
-    nearest = nearest + (stretch / steps).max(axis=1)
+    nearest = nearest + (stretch / np.array(table.distance.steps)).max(axis=1)
     return Residual(typical, nearest[back], beyond, exact & cells.on_grid & (beyond <= 0))
 
 
-def _remembered(table: Table, held: Array, steps: Array) -> tuple[NDArray[np.intp], Array, Array]:
+def _remembered(table: Table, held: Array) -> tuple[NDArray[np.intp], Array, Array]:
     """Neighbours of shapes; a table keeps those it was asked for, since models repeat theirs."""
     keys = [row.tobytes() for row in np.ascontiguousarray(held)]
     new = [place for place, key in enumerate(keys) if key not in table.known]
@@ -135,7 +163,8 @@ def _remembered(table: Table, held: Array, steps: Array) -> tuple[NDArray[np.int
         if len(table.known) > MOST_KNOWN:
             table.known.clear()
             new = list(range(len(keys)))
-        found = neighbours(held[new] / steps, table.shapes / steps, NEIGHBOURS)
+        points = table.distance.points
+        found = neighbours(points(held[new]), points(table.shapes), NEIGHBOURS)
         table.known.update(
             (keys[place], parts) for place, parts in zip(new, zip(*found, strict=True), strict=True)
         )
@@ -197,7 +226,8 @@ def _mixed(
         index = np.take_along_axis(index, nearest, axis=1)
         weight = np.ones(index.shape)
     values = np.zeros(index.shape)
-    flat, (outer, inner) = table.residual.reshape(-1), table.residual.shape[1:]
+    residual = table.residual if count == 1 else table.smooth
+    flat, (outer, inner) = residual.reshape(-1), residual.shape[1:]
     corner = index * (outer * inner)
     for up_outer in (0, 1):
         part = cells.outer_part[chosen] if up_outer else 1 - cells.outer_part[chosen]
@@ -209,6 +239,17 @@ def _mixed(
             column = np.minimum(cells.inner[chosen] + up_inner, len(table.inner) - 1)
             values += (part * share)[:, None] * flat.take(corner + (row + column)[:, None])
     return mixed(values, weight, table.outlier)
+
+
+def running_median(cells: NDArray[Any], width: int) -> NDArray[Any]:
+    """Median over so many neighbouring inner sizes, the last axis; ends are repeated."""
+    if width == 1:
+        return cells
+    side = width // 2
+    padded = np.concatenate([cells[..., :1]] * side + [cells] + [cells[..., -1:]] * side, axis=-1)
+    moved = [padded[..., i : i + cells.shape[-1]] for i in range(width)]
+    median: NDArray[Any] = np.median(np.stack(moved), axis=0)
+    return median
 
 
 def mixed(values: Array, weights: Array, outlier: float) -> Array:

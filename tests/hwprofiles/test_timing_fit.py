@@ -8,7 +8,7 @@ import pytest
 
 from hwprofiles.calibration.aiconfigurator import data_root, read_nccl, read_system
 from hwprofiles.calibration.profiles import fit_system, summary, write_profile
-from hwprofiles.calibration.tables import filled, fit_table, stretch
+from hwprofiles.calibration.tables import filled, fit_physics, fit_table, stretch
 from hwprofiles.errors import MoesaicError
 from hwprofiles.library import cluster_for
 from hwprofiles.timing import Rows
@@ -149,3 +149,39 @@ def test_absent_tables_say_what_would_work(tmp_path):
         list(read_system(tmp_path, "h200-sxm", "vllm"))
     with pytest.raises(MoesaicError, match="no folder"):
         data_root(tmp_path / "none")
+
+
+def moe_rows(cluster):
+    """Six models, each with a factor of its own that nothing in its sizes says."""
+    models = [(2048, 768, 8, 128), (2048, 512, 8, 256), (4096, 1536, 8, 128), (4096, 1024, 10, 512),
+              (5120, 8192, 1, 16), (7168, 2048, 8, 256)]  # fmt: skip
+    grid = [
+        {"kernel": "grouped_gemm", "dtype": "bf16", "hidden": float(h), "inter": float(i),
+         "top_k": float(k), "experts": float(e), "moe_tp": float(tp), "moe_ep": float(ep),
+         "matrices": 3.0, "tokens": float(t), "skew_alpha": 0.0, "model": place}
+        for place, (h, i, k, e) in enumerate(models)
+        for tp in (1, 2, 4) for ep in (1, 2, 4, 8) for t in (1, 8, 64, 512, 4096)
+    ]  # fmt: skip
+    rows = pl.DataFrame(grid)
+    factor = np.random.default_rng(5).normal(0, 0.6, len(models))[rows["model"].to_numpy()]
+    exact = TRUE.seconds(COUNTS["grouped_gemm"](Rows(rows.drop("model")), cluster))
+    return rows.drop("model").with_columns(pl.Series("seconds", exact * np.exp(factor)))
+
+
+def test_layouts_of_one_model_are_told_from_those_of_others(cluster):
+    card = fit_table(moe_rows(cluster), {"dtype": "bf16"}, cluster, "here").card
+    assert card["metric"]["kind"] == "model"
+    assert card["metric"]["jump"] > 0
+    assert card["error_shapes"]["median"] < 0.03
+    assert card["error_models"]["median"] > 0.2, "a model nobody measured stays unknown"
+
+
+def test_a_cache_is_found_where_rows_show_one(cluster):
+    rows = gemm_rows(cluster)
+    kept = Physics(1e-7, TRUE.compute_share, TRUE.memory_share, 1e-5, 3.0)
+    work = COUNTS["gemm"](Rows(rows), cluster)
+    plain, cached = fit_physics(work, kept.seconds(work))
+    assert plain.cache_ratio == 1
+    assert cached.cache_ratio == pytest.approx(3, rel=0.2)
+    assert cached.cache_s == pytest.approx(1e-5, rel=0.2)
+    assert len(fit_physics(work, TRUE.seconds(work))) == 1, "and not where none is"

@@ -5,12 +5,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hwprofiles.timing.kriging import neighbours
+from hwprofiles.timing.kriging import Points, neighbours
 from hwprofiles.timing.places import Place
 from hwprofiles.timing.profile import STEP, find, pack, relatives, unpack
 from hwprofiles.timing.rows import Work
 from hwprofiles.timing.skew import alpha_of, busiest, busiest_of
-from hwprofiles.timing.tables import Bands, Physics, Table, residual_of
+from hwprofiles.timing.tables import Bands, Physics, Table, residual_of, running_median
 
 
 def table(residual, shapes=((10.0, 10.0), (12.0, 10.0), (10.0, 12.0), (12.0, 12.0))):
@@ -64,7 +64,7 @@ def test_outliers_are_drawn_in_only_where_the_table_says_so():
 @given(st.lists(st.tuples(st.floats(0, 8), st.floats(0, 8)), min_size=5, max_size=25, unique=True))
 def test_weights_sum_to_one_and_known_points_stand_for_themselves(points):
     known = np.unique(np.round(np.array(points), 1), axis=0)
-    index, weight, nearest = neighbours(known, known, 4)
+    index, weight, nearest = neighbours(Points.plain(known), Points.plain(known), 4)
     assert weight.sum(axis=1) == pytest.approx(np.ones(len(known)))
     assert (nearest < 1e-3).all()
     chosen = np.take_along_axis(index, weight.argmax(axis=1)[:, None], axis=1)[:, 0]
@@ -72,7 +72,7 @@ def test_weights_sum_to_one_and_known_points_stand_for_themselves(points):
 
 
 def test_points_set_apart_are_not_used():
-    known = np.array([[0.0], [1.0], [2.0], [3.0]])
+    known = Points.plain(np.array([[0.0], [1.0], [2.0], [3.0]]))
     index, _, nearest = neighbours(known, known, 2, np.eye(4, dtype=bool))
     assert all(i not in row for i, row in enumerate(index))
     assert nearest == pytest.approx(np.ones(4))
@@ -136,3 +136,51 @@ def test_tables_are_borrowed_in_order_and_say_so():
     assert near is not None
     assert near.widen > 0
     assert find("zcu102", "vllm", "gemm", (("dtype", "bf16"),)) is None
+
+
+MODELS = np.array([[0.0], [1.0], [0.5], [1.5]]), np.array([[7.0], [7.0], [9.0], [9.0]])
+"""Two models, the second between the shapes of the first."""
+
+
+def test_shapes_of_one_kind_say_more_than_nearer_ones_of_another():
+    known = Points(*MODELS, jump=2.0)
+    wanted = Points(np.array([[0.4]]), np.array([[7.0]]), jump=2.0)
+    index, weight, nearest = neighbours(wanted, known, 4)
+    by_shape = dict(zip(index[0].tolist(), weight[0].tolist(), strict=True))
+    assert by_shape[0] + by_shape[1] > 0.8
+    assert nearest[0] == pytest.approx(0.4)
+    plain = neighbours(Points.plain(wanted.at), Points.plain(known.at), 4)
+    assert plain[0][0][plain[1][0].argmax()] == 2
+
+
+def test_a_kind_nobody_measured_takes_all_as_they_lie():
+    known = Points(*MODELS, jump=2.0)
+    index, weight, nearest = neighbours(
+        Points(np.array([[0.4]]), np.array([[8.0]]), jump=2.0), known, 4
+    )
+    plain = neighbours(Points.plain(np.array([[0.4]])), Points.plain(known.at), 4)
+    assert weight[0][index[0].argsort()] == pytest.approx(plain[1][0][plain[0][0].argsort()])
+    assert nearest[0] == pytest.approx(2.1), "and knows that it is far"
+
+
+def test_what_fits_the_cache_is_read_faster():
+    physics = Physics(0.0, 1.0, 1.0, cache_s=1e-4, cache_ratio=4.0)
+    seconds = physics.seconds(Work(np.zeros(3), np.array([1e-6, 1e-4, 1e-2])))
+    assert seconds[0] == pytest.approx(0.25e-6, rel=1e-3)
+    assert seconds[1] == pytest.approx(0.625e-4)
+    assert seconds[2] == pytest.approx(1e-2, rel=1e-3)
+    assert (np.diff(seconds) > 0).all()
+
+
+def test_odd_rows_stay_where_they_were_measured():
+    odd = SLOPE * 0
+    odd[:, 0, 1] = 2.0
+    smoothed = Table(**{**vars(table(odd)), "running": 3})
+    assert residual_of(smoothed, place((11, 11), [2.0])).typical[0] == pytest.approx(0.0)
+    assert residual_of(smoothed, place((10, 10), [2.0])).typical[0] == pytest.approx(2.0)
+
+
+def test_a_running_median_keeps_its_length():
+    cells = np.array([[[0.0, 9.0, 1.0, 2.0, 3.0]]])
+    assert running_median(cells, 1) is cells
+    assert running_median(cells, 3)[0, 0].tolist() == [0, 1, 2, 2, 3]
