@@ -32,7 +32,7 @@ LIMITS = """
   tokens an expert nor the kernel's name tell which. Half of the shapes left out are predicted well,
   the worst tenth is not; the interval says so.
 - **A model nobody measured.** Layouts of a model are predicted from its other layouts. With all
-  layouts of a model left out, the median error of fused MoE grows (table below): engines choose
+  layouts of a model left out, the median error of fused MoE grows (table above): engines choose
   kernels and tiles model by model. The interval widens with the distance.
 - **Rows with spikes.** One row in ten of SGLang's GEMM on B200, B300 and GB200 is 20 to 60 % slower
   than the same product with one token more; a running median keeps such rows from others' answers,
