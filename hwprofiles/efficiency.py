@@ -46,6 +46,9 @@ class EfficiencyCurve(Document):
     """Exchanges: what a token of a rank takes besides its bytes on the link, such as copies."""
     half_rows: Annotated[float, Field(ge=0)] = 0.0  # unit: rows of the left operand
     """Rows (tokens) at which arithmetic reaches half its ceiling."""
+    time: Band | None = None
+    """Held-out seconds over predicted ones. Where stated, low and high seconds are these parts of
+    the typical ones, fixed cost included; bands of shares leave that cost without an interval."""
 
 
 class ClockBand(Document):

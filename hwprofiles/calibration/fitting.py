@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import datetime
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -32,6 +34,9 @@ SHAPE: dict[str, tuple[str, ...]] = {
     "mla_decode": ("heads",),
     "moe_dispatch": ("devices", "nodes", "hidden", "top_k", "experts"),
     "moe_combine": ("devices", "nodes", "hidden", "top_k", "experts"),
+    **dict.fromkeys(
+        ("all_reduce", "all_gather", "reduce_scatter", "all_to_all"), ("message_bytes",)
+    ),
 }
 """What makes a shape that is held out as a whole; other families hold out single sizes."""
 
@@ -46,11 +51,11 @@ class Constants:
     fixed_s: float = 1e-6
     half_rows_count: float = 1.0
 
-    def curve(self, slow: float = 1.0, fast: float = 1.0) -> EfficiencyCurve:
-        """The curve whose low and high times lie `slow` and `fast` away from the typical one."""
+    def curve(self, time: tuple[float, float] | None = None) -> EfficiencyCurve:
+        """The curve; `time`: low and high seconds as parts of the typical ones."""
 
         def band(share: float) -> Band:
-            return Band(low=share * min(1.0, fast), typical=share, high=share * max(1.0, slow))
+            return Band(low=share, typical=share, high=share)
 
         return EfficiencyCurve(
             compute=band(self.compute_ratio),
@@ -58,6 +63,7 @@ class Constants:
             link=band(self.link_ratio),
             fixed_s=self.fixed_s,
             half_rows=self.half_rows_count,
+            time=None if time is None else Band(low=time[0], typical=1.0, high=time[1]),
         )
 
 
@@ -154,11 +160,9 @@ def fit_family(
     for fold in range(folds.max() + 1):
         out = folds == fold
         constants = fit_constants(part_of(work, ~out), measured[~out])
-        ratios[out] = timed(part_of(work, out), constants.curve())[0][1] / measured[out]
-    constants = fit_constants(work, measured)
-    slow, fast = interval(ratios)
-    curve = constants.curve(slow=slow, fast=fast)
-    errors = np.abs(ratios - 1)
+        ratios[out] = measured[out] / timed(part_of(work, out), constants.curve())[0][1]
+    curve = fit_constants(work, measured).curve(interval(ratios))
+    errors = np.abs(1 / ratios - 1)
     _, bounds = timed(work, curve)
     names, counts = np.unique(bounds, return_counts=True)
     return curve, FamilyFit(
@@ -174,22 +178,30 @@ def fit_family(
 
 
 def interval(ratios: Array) -> tuple[float, float]:
-    """10th and 90th percentile of predicted / measured, as factors on the share: (high, low).
+    """Parts of the predicted seconds that hold the next row 8 times in 10: (low, high).
 
-    A prediction that is too slow (ratio above 1) means the machine is faster than the curve: the
-    high share has to grow by that factor, and the other way round.
+    Split conformal prediction (Vovk, Gammerman and Shafer 2005; Lei et al. 2018): of n held-out
+    ratios the (n + 1)/10 th smallest and largest, which quantiles of few rows fall short of.
+
+    Args:
+        ratios: measured over predicted of held-out rows.
     """
-    low, high = np.quantile(ratios, (0.1, 0.9))
-    return max(1.0, float(high)), min(1.0, float(low))
+    ordered, count = np.sort(ratios), len(ratios)
+    rank = max(1, math.floor((count + 1) * OUTSIDE))
+    return min(1.0, float(ordered[rank - 1])), max(1.0, float(ordered[count - rank]))
 
 
-def coverage(ratios: Array, folds: NDArray[np.int64]) -> float:
-    """Share of rows inside the interval that the other folds' rows give."""
+OUTSIDE = 0.1
+"""Share of rows that may lie below an interval, and above."""
+
+
+def coverage(ratios: Array, groups: NDArray[Any]) -> float:
+    """Share of rows inside the interval that the rows of all other groups give."""
     inside = 0
-    for fold in range(folds.max() + 1):
-        slow, fast = interval(ratios[folds != fold])
-        own = ratios[folds == fold]
-        inside += int(np.count_nonzero((own <= slow) & (own >= fast)))
+    for group in np.unique(groups):
+        low, high = interval(ratios[groups != group])
+        own = ratios[groups == group]
+        inside += int(np.count_nonzero((own >= low) & (own <= high)))
     return inside / ratios.size
 
 

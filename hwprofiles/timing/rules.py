@@ -64,8 +64,12 @@ def timed(work: Work, curve: EfficiencyCurve) -> Timed:
     """Low, typical and high seconds of counted work, and what bounds it."""
     if work.wire_s is not None and work.hops_s is not None:
         tokens = np.zeros_like(work.wire_s) if work.rows_count is None else work.rows_count
-        return _linked(work.wire_s, work.hops_s, tokens, curve)
-    return _roofline(work, curve)
+        times, bound = _linked(work.wire_s, work.hops_s, tokens, curve)
+    else:
+        times, bound = _roofline(work, curve)
+    if curve.time is not None:
+        times = (times[1] * curve.time.low, times[1], times[1] * curve.time.high)
+    return times, bound
 
 
 def _rule(count: Count) -> Rule:

@@ -19,11 +19,14 @@ Row = Mapping[str, object]
 
 
 def message_bytes(row: Row, order: str) -> float:
-    """Bytes of one rank's token-expert pairs: hidden-wide under CDAC, narrowed under DCCA."""
-    return float(whole(row, "tokens") * whole(row, "top_k") * _width(row, order) * NUMBER_BYTES)
+    """Bytes of one rank's token-expert pairs."""
+    return float(
+        whole(row, "tokens") * whole(row, "top_k") * token_width(row, order) * NUMBER_BYTES
+    )
 
 
-def _width(row: Row, order: str) -> int:
+def token_width(row: Row, order: str) -> int:
+    """Numbers of a token as it travels: hidden-wide under CDAC, narrowed under DCCA."""
     return whole(row, "hidden" if order == "cdac" else "inter")
 
 
@@ -36,7 +39,7 @@ def order_rows(row: Row, order: str) -> list[dict[str, Any]]:
         order: one of `ORDERS`.
     """
     tokens, hidden, narrow = (whole(row, name) for name in ("tokens", "hidden", "inter"))
-    pairs, width = tokens * whole(row, "top_k"), _width(row, order)
+    pairs, width = tokens * whole(row, "top_k"), token_width(row, order)
     inner = narrow if order == "cdac" else hidden
     exchange = {"kernel": "all_to_all", "library": "gloo", "devices": whole(row, "devices"),
                 "nodes": whole(row, "nodes"), "message_bytes": message_bytes(row, order),
@@ -59,7 +62,7 @@ def order_stages(kernels: TorchKernels, row: Row) -> Call:
     torch = kernels.torch
     tokens, hidden, narrow = (whole(row, name) for name in ("tokens", "hidden", "inter"))
     top_k, order = whole(row, "top_k"), str(row["order"])
-    width, inner = _width(row, order), narrow if order == "cdac" else hidden
+    width, inner = token_width(row, order), narrow if order == "cdac" else hidden
     given = kernels.random(torch.float32, tokens, hidden)
     copies = torch.arange(tokens * top_k) % tokens
     sent = torch.empty(tokens * top_k, width)

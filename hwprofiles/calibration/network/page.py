@@ -56,7 +56,8 @@ def page(report: NetworkReport) -> str:
         f"governor {known.governor}; torch {known.libraries['torch']}, "
         f"Python {known.python}, scheduler: {known.scheduling}. {known.libraries['network']}. "
         f"Everything was measured in {ROUNDS} rounds minutes apart, the middle one counts.",
-        *_line_table(report), *_family_table(report), *_summary(report.orders),
+        *_line_table(report), *_family_table(report), *_interval_table(report),
+        *_summary(report.orders),
         *_order_table(report.orders), *NOTES.splitlines(),
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
@@ -85,6 +86,20 @@ def _family_table(report: NetworkReport) -> list[str]:
         f"| {fit.family} | {fit.rows_count} | {fit.error_median_ratio:.1%} "
         f"| {fit.error_p90_ratio:.1%} | {fit.coverage_ratio:.0%} |"
         for fit in report.families
+    ]
+
+
+def _interval_table(report: NetworkReport) -> list[str]:
+    head = ["", "## Intervals on what no fit saw", "",
+            "80 % intervals of whole times from held-out rows: how many rows of each width, size or"
+            , "group of ranks lie inside the interval that all the others give.", "",
+            "| what | left out | groups | rows | inside | interval of all |",
+            "|---|---|---|---|---|---|"]  # fmt: skip
+    return head + [
+        f"| {found.what} | {found.left_out} | {found.groups_count} | {found.rows_count} "
+        f"| {found.coverage_ratio:.0%} "
+        f"| {found.low_ratio - 1:+.1%} to {found.high_ratio - 1:+.1%} |"
+        for found in report.intervals
     ]
 
 

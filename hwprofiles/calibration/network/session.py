@@ -17,6 +17,7 @@ from hwprofiles.calibration.measurement import Journal, measurement_table
 from hwprofiles.calibration.network.answers import LineFit, OrderCheck, checked_orders, line_fits
 from hwprofiles.calibration.network.evidence import Records, of_run, rounds_of
 from hwprofiles.calibration.network.group import OrderRunner, RankGroup
+from hwprofiles.calibration.network.intervals import Coverage, coverages, with_held_out
 from hwprofiles.calibration.network.lab import Topology, forbidden
 from hwprofiles.calibration.network.orders import ORDERS, message_bytes
 from hwprofiles.calibration.network.pricing import lab_cluster, with_latencies
@@ -58,6 +59,7 @@ class NetworkReport(Document):
     lines: tuple[LineFit, ...] = ()
     families: tuple[FamilyFit, ...] = ()
     orders: tuple[OrderCheck, ...] = ()
+    intervals: tuple[Coverage, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -184,6 +186,7 @@ def compared(records: Records, topology: Topology) -> Compared:
     good, bad = split(measurement_table(records.fitted), machine)
     cluster = with_latencies(machine, good)
     fitted = fit_curves(good, cluster, "fp32")
+    curves = with_held_out(fitted.curves, cluster, records.held_out)
     report = NetworkReport(
         cluster=cluster.name,
         environment=records.environment,
@@ -192,6 +195,7 @@ def compared(records: Records, topology: Topology) -> Compared:
         quarantined_count=bad.height,
         lines=line_fits(good, measurement_table(records.held_out)),
         families=fitted.families,
-        orders=checked_orders(records.layers, records.held_out, cluster, fitted.curves),
+        orders=checked_orders(records.layers, records.held_out, cluster, curves),
+        intervals=coverages(records.held_out, records.layers, cluster, curves),
     )
-    return Compared(cluster, fitted.curves, report)
+    return Compared(cluster, curves, report)

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,33 @@ def test_the_faster_order_is_predicted(found: Compared) -> None:
     clear = [order for order in orders if abs(order.quotient()[0] - 1) > 0.05]
     assert len(clear) > 40
     assert ranked_right(clear) == len(clear)
+
+
+def test_intervals_hold_on_groups_that_were_left_out(found: Compared) -> None:
+    """Short layers alone leave the 75 to 88 %: their products start warmer than measured apart."""
+    judged = {(c.what, c.left_out): c for c in found.report.intervals}
+    assert judged.keys() == {
+        (what, left_out)
+        for what, names in (("exchange", ("message size", "width of a token", "group of ranks")),
+                            ("layer", ("width of the model", "tokens", "group of ranks")))
+        for left_out in names
+    }  # fmt: skip
+    tokens = judged.pop(("layer", "tokens"))
+    assert 0.65 <= tokens.coverage_ratio <= 0.88
+    for coverage in judged.values():
+        assert 0.75 <= coverage.coverage_ratio <= 0.88
+        assert coverage.rows_count >= 80
+    band = found.curves.families["all_to_all"].time
+    assert band is not None
+    assert (band.low, band.high) == (judged["exchange", "message size"].low_ratio,
+                                     judged["exchange", "message size"].high_ratio)  # fmt: skip
+
+
+def test_few_held_out_rows_leave_the_interval_of_the_fit(found: Compared) -> None:
+    records = read_evidence()
+    few = compared(replace(records, held_out=records.held_out[:5], layers=()), DEFAULT)
+    assert few.report.intervals == ()
+    assert few.curves.families["all_to_all"].time != found.curves.families["all_to_all"].time
 
 
 def test_dcca_wins_across_nodes_and_loses_to_its_projections_inside(found: Compared) -> None:
