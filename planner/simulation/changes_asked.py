@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from hwprofiles.errors import MoesaicError
 from planner.simulation.autoscale import Autoscale, Bounds, policy
-from planner.simulation.elastic import ScaleCosts, Scaling, scale
+from planner.simulation.elastic import ScaleCosts, Scaling, WorkerBytes, scale
 from planner.simulation.failures import Loss, RelayoutPlanner, lost_ranks
 from planner.simulation.planned_steps import PlannedSteps, Side
 from planner.simulation.question import PoolLayout, PoolName, ScaleEvent, SimulationQuestion
@@ -22,6 +22,7 @@ StepsOf = Callable[[int], PlannedSteps]
 """Priced passes of a pool's layout with so many data-parallel ranks."""
 _OWN_DEVICES = ("horizontal",)
 COLOCATED = "colocated"
+RESTART = "cold_restart"
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class ScalePlanner:
         tier = question.cluster.tier_for(question.cluster.device_count)
         self._question = question
         self._pool = pool
-        self._kv_bytes = 0.0
+        self._kv_blocks = 0
         self._steps: dict[int, PlannedSteps] = {}
         self._costs = ScaleCosts(
             link_bytes_per_s=rates.link_bytes_per_s or tier.bandwidth_bytes_per_s.value,
@@ -94,8 +95,36 @@ class ScalePlanner:
                 "colocated scaling keeps room for a second copy of the weights; no KV block is "
                 "left beside it; elastic or cold_restart would work", "/events",
             )  # fmt: skip
-        self._kv_bytes = blocks * stages * self._pool.block_bytes
+        self._kv_blocks = blocks
         return replace(limits, kv_blocks=blocks)
+
+    def _blocks(self, strategy: str, dp: int) -> int:
+        """KV blocks of a rank and batch in flight after a change to so many ranks.
+
+        Engines that start again have the memory that they had before, and fewer experts a device
+        leave more of it; a stated number of blocks and caches that stay are kept.
+
+        Raises:
+            MoesaicError: `infeasible` when the new weights leave no block.
+        """
+        if strategy != RESTART or self._question.engine.kv_blocks is not None:
+            return self._kv_blocks
+        first, then = (
+            self.steps(n).worker_bytes(0.0).weight_bytes for n in (self._pool.layout.dp, dp)
+        )
+        stages = self._pool.layout.pp
+        blocks = self._kv_blocks + math.floor((first - then) / self._pool.block_bytes / stages)
+        if blocks < 1:
+            raise MoesaicError(
+                "infeasible", f"the weights of dp {dp} leave no KV block; more ranks would work",
+                "/events",
+            )  # fmt: skip
+        return blocks
+
+    def _held(self, dp: int, blocks: int) -> WorkerBytes:
+        """What a worker of so many ranks holds with so many KV blocks a rank and batch."""
+        kv_bytes = blocks * self._pool.layout.pp * self._pool.block_bytes
+        return self.steps(dp).worker_bytes(kv_bytes)
 
     def _beside(self) -> set[int]:
         """Ranks of the layouts that boot beside another one on the same devices."""
@@ -114,20 +143,21 @@ class ScalePlanner:
                 "horizontal scaling adds a replica and keeps dp; simulate it with replicas",
                 "/events",
             )
-        held = [self.steps(dp).worker_bytes(self._kv_bytes) for dp in (before, after)]
-        return scale(strategy, held[0], held[1], self._costs)
+        held = self._held(before, self._kv_blocks)
+        return scale(strategy, held, self._held(after, self._blocks(strategy, after)), self._costs)
 
     def change(self, event: ScaleEvent, before: int, side: Side) -> tuple[LayoutChange, ...]:
         """One event as layout changes, one for each batch in flight, all alike."""
         cost, loss = self._taken(event, before)
         keeps = loss is not None and loss.layout is not None
         steps = self.steps(event.dp)
+        blocks = None if keeps else self._blocks(cost.strategy, event.dp)
         seconds = steps.weighed(side, loss.factor) if loss and keeps else steps.seconds(side)
         return tuple(
             LayoutChange(
                 at_s=event.at_s, duration_s=cost.duration_s, dp=event.dp, seconds=seconds,
                 down=cost.downtime_s > 0, caches_lost=not keeps, hold=cost.intake_paused_s > 0,
-                lost_ranks=loss.ranks if loss else (), group=group,
+                lost_ranks=loss.ranks if loss else (), group=group, kv_blocks=blocks,
             )
             for group in self.groups(event.replica)
         )  # fmt: skip
@@ -156,8 +186,8 @@ class ScalePlanner:
                 "/events",
             )
         if event.recover == "restart":
-            return self.cost("cold_restart", before, event.dp), Loss(ranks)
-        held = self.steps(before).worker_bytes(self._kv_bytes)
+            return self.cost(RESTART, before, event.dp), Loss(ranks)
+        held = self._held(before, self._kv_blocks)
         return self._relayout.plan(event, ranks, before, held)
 
     def _events(self) -> list[ScaleEvent]:

@@ -27,6 +27,8 @@ class LayoutChange:
         hold: whether arrivals wait outside meanwhile.
         lost_ranks: ranks whose caches are gone (a failure, or devices taken away).
         group: which group changes.
+        kv_blocks: of each new rank, where engines start again and size their caches anew; none:
+            as at the start of the run.
     """
 
     at_s: float
@@ -38,6 +40,7 @@ class LayoutChange:
     hold: bool = True
     lost_ranks: tuple[int, ...] = ()
     group: int = 0
+    kv_blocks: int | None = None
 
 
 class LayoutChanges:
@@ -49,7 +52,7 @@ class LayoutChanges:
         clock: the simulation's clock.
         groups: groups that may change.
         changes: what happens; those of one group in order of time and not overlapping.
-        new_rank: builds an empty rank for a group.
+        new_rank: builds an empty rank for a group, with so many KV blocks or as many as its pool.
         elsewhere: takes a sequence whose cache is gone from a group, or says false.
     """
 
@@ -58,7 +61,7 @@ class LayoutChanges:
         clock: Clock,
         groups: list[Group],
         changes: tuple[LayoutChange, ...],
-        new_rank: Callable[[Group], Rank],
+        new_rank: Callable[[Group, int | None], Rank],
         elsewhere: Callable[[Group, Sequence], bool] | None = None,
     ) -> None:
         self._clock = clock
@@ -121,8 +124,9 @@ class LayoutChanges:
             : leaving - len(removed)
         ]
         moved = [s for i in sorted(gone | set(removed)) for s in ranks[i].evict_all()]
-        kept = [rank for i, rank in enumerate(ranks) if i not in removed]
-        kept += [self._new_rank(group) for _ in range(change.dp - len(kept))]
+        # Engines that start again have no cached prefixes either.
+        kept = [] if everything else [r for i, r in enumerate(ranks) if i not in removed]
+        kept += [self._new_rank(group, change.kv_blocks) for _ in range(change.dp - len(kept))]
         self.running.discard(group.index)
         moved.sort(key=lambda s: s.index)
         leave = self._elsewhere

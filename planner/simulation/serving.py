@@ -6,7 +6,7 @@ import itertools
 import math
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -122,10 +122,12 @@ class Serving:
         split, first = self._split, len(self._front.groups)
         hand_over = self._hand_over if split else None
 
-        def new_rank(group: Group) -> Rank:
-            if split is not None and group.index >= first:
-                return Rank(split.decode.limits, self._random, self._finished)
-            return Rank(pool.limits, self._random, self._finished, hand_over)
+        def new_rank(group: Group, kv_blocks: int | None) -> Rank:
+            decodes = split is not None and group.index >= first
+            limits = split.decode.limits if split is not None and decodes else pool.limits
+            if kv_blocks is not None:
+                limits = replace(limits, kv_blocks=kv_blocks)
+            return Rank(limits, self._random, self._finished, None if decodes else hand_over)
 
         def elsewhere(group: Group, sequence: Sequence) -> bool:
             """A cache lost by the decode pool is made again by the prefill pool."""

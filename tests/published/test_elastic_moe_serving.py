@@ -69,7 +69,9 @@ def test_during_elastic_serves_most(rates: dict[str, tuple[float, ...]]) -> None
 def test_after_the_new_layout_serves_more(rates: dict[str, tuple[float, ...]]) -> None:
     for name in STRATEGIES:
         before, _, after = rates[name]
-        # Published: 7.818 / 6.002 = 1.30; the colocated run 1.70, its caches grow most.
+        # Published: 7.818 / 6.002 = 1.30; the colocated run 1.70. Reached: 1.34 with the cache that
+        # was cut in advance; 1.7 to 3.0, by how much memory is taken to be cut, if the second
+        # engine also took what fewer experts a device leave.
         published, within = (1.70, 0.25) if name == "colocated" else (1.30, 0.1)
         assert after / before == pytest.approx(published, rel=within)
     assert rates["colocated"][2] < 0.5 * rates["elastic"][2]

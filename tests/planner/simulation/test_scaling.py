@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import polars as pl
 import pytest
@@ -45,6 +47,16 @@ def test_everything_is_answered_and_skipping_changes_nothing(change: LayoutChang
     slow, slow_table = run(change, skip=False)
     assert table.equals(slow_table)
     assert serving.timeline.table().equals(slow.timeline.table())
+
+
+def test_engines_that_start_again_size_their_caches_anew() -> None:
+    for change, sizes in (
+        (replace(COLD, kv_blocks=50_000), {50_000}),
+        (COLD, {EngineLimits().kv_blocks}),
+        (replace(ELASTIC, kv_blocks=50_000), {50_000, EngineLimits().kv_blocks}),
+    ):
+        serving, _ = run(change)
+        assert {rank.kv.blocks for rank in serving.groups[0].ranks} == sizes
 
 
 def test_intake_pauses_while_running_requests_go_on() -> None:

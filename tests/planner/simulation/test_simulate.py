@@ -200,12 +200,15 @@ STEADY = {"kind": "poisson", "request_rate": 40, "lengths": {"isl": 400, "osl": 
 
 def test_scale_events_change_the_layout_while_serving() -> None:
     asked = {"load": STEADY, "requests": 600, "scale_rates": RATES, "seeds": 1}
-    found = {}
+    found, ready = {}, prepare(question())
     for strategy in ("elastic", "cold_restart", "extravagant"):
         event = {"at_s": 3, "dp": 3, "strategy": strategy}
         _, run, table = simulate(question(**asked, events=[event]))
         assert len(run.groups[0].ranks) == 3
         assert table.height == 600
+        blocks = {rank.kv.blocks for rank in run.groups[0].ranks}
+        # Restarted on more devices, each holds fewer experts and more cache.
+        assert (min(blocks) > ready.limits.kv_blocks) == (strategy == "cold_restart")
         found[strategy] = (run.changes.spans[0][1] - 3, table["e2e_s"].max())
     assert 2.4 < found["elastic"][0] < 4
     assert found["cold_restart"][0] > 52
