@@ -17,7 +17,7 @@ PROBLEM_JSON = "application/problem+json"
 
 
 def create_app() -> FastAPI:
-    """Build the service with all routes; it keeps nothing between requests."""
+    """Build the service with all routes; no answer depends on what was asked before."""
     app = FastAPI(
         title="moesaic", version=version("moesaic"),
         description="Performance models and plans for Mixture-of-Experts models.",

@@ -111,7 +111,7 @@ def _busiest(table: Shares, moe: MoeFfn, place: tuple[int, int, int], tokens: Ar
     owner, chosen = _owners(table, moe, ep, copies), chances(table, moe)
     step = max(1, MOST_NUMBERS // (owner.size + max(len(owner), DRAWS) * ep))
     parts = [tokens[at : at + step] for at in range(0, len(tokens), step)]
-    active = np.concatenate([_active(chosen, owner, part) for part in parts])
+    active = np.concatenate([_active(table, moe, owner, part) for part in parts])
     if ep == 1:
         return np.stack([np.ones_like(active), active, np.zeros_like(active)], axis=1)
     expected = np.einsum("le,ler->lr", chosen, owner, optimize=True)
@@ -145,14 +145,25 @@ def _ratios(
     return ratio.reshape(len(tokens), -1).mean(axis=1), within / np.sqrt(count)
 
 
-def _active(chosen: Array, owner: Array, tokens: Array) -> Array:
-    """Experts with a token on the busiest rank: each is missed by all tokens with (1 - q)^T."""
-    held = owner > 0
-    if len(chosen) > 1 and (chosen == chosen[0]).all() and (held == held[0]).all():
-        chosen, held = chosen[:1], held[:1]  # layers alike
-    touched = 1 - (1 - np.minimum(chosen, 1.0)) ** tokens[:, None, None]
-    by_rank = np.matmul(touched[:, :, None, :], held.astype(float))[:, :, 0]
+def _active(table: Shares, moe: MoeFfn, owner: Array, tokens: Array) -> Array:
+    """Experts with a token on the busiest rank, mean over layers."""
+    held, touched = owner > 0, [_touched(table, moe, float(count)) for count in tokens]
+    if len(touched[0]) == 1 and (held == held[0]).all():
+        held = held[:1]
+    by_rank = np.matmul(np.stack(touched)[:, :, None, :], held.astype(float))[:, :, 0]
     return np.asarray(by_rank.max(axis=2).mean(axis=1))
+
+
+@lru_cache(maxsize=64)
+def _touched(table: Shares, moe: MoeFfn, tokens: float) -> Array:
+    """Chance that an expert has any token, each being missed by all of them with (1 - q)^T.
+
+    Shape [layers, experts], or [1, experts] where layers are alike.
+    """
+    chosen = chances(table, moe)
+    if (chosen == chosen[0]).all():
+        chosen = chosen[:1]
+    return np.asarray(1 - (1 - np.minimum(chosen, 1.0)) ** tokens)
 
 
 @lru_cache(maxsize=256)

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from planner.moe_model import MoeFfn
 from planner.routing.load import Array
 
-Choices = NDArray[np.intp]
+Chosen = NDArray[np.bool_]
+Times = NDArray[np.float32]
 DRAWS = 64
 """Batches drawn for one batch size at least; every layer is drawn equally often."""
 DRAWN_AT_MOST = 64
@@ -71,9 +72,9 @@ def _capped(shares: Array, top_k: int) -> Array:
     return np.where(held >= least, 1.0, np.minimum(scale * held, 1.0))
 
 
-@lru_cache(maxsize=256)
-def drawn_choices(table: Shares, moe: MoeFfn, tokens: int, *, limited: bool = False) -> Choices:
-    """Experts that drawn tokens choose, [layers, batches, tokens, top_k].
+@lru_cache(maxsize=64)
+def drawn_choices(table: Shares, moe: MoeFfn, tokens: int, *, limited: bool = False) -> Chosen:
+    """Whether drawn tokens choose an expert, [layers, batches, tokens, experts].
 
     The k smallest of exponential times are k experts without replacement (Efraimidis and Spirakis,
     2006); at rates -log(1 - chance) each expert is among them as often as its chance says.
@@ -85,51 +86,64 @@ def drawn_choices(table: Shares, moe: MoeFfn, tokens: int, *, limited: bool = Fa
         limited: also keep to the best `top_groups` groups, which moves load between experts of
             unequal share; counted shares hold that already.
     """
+    times = _times(table, moe, tokens)
+    layers, rows, experts = times.shape
+    chosen = _soonest(times.reshape(-1, experts), moe, limited=limited)
+    return chosen.reshape(layers, rows // tokens, tokens, experts)
+
+
+@lru_cache(maxsize=2)
+def _times(table: Shares, moe: MoeFfn, tokens: int) -> Times:
+    """Drawn times of each expert, [layers, batches x tokens, experts]."""
     draws = np.random.default_rng(tokens)
     rates = -np.log1p(-np.minimum(chances(table, moe), 1 - 1e-9)).astype(np.float32)
     layers, each = len(rates), max(-(-DRAWS // len(rates)), 1)
     with np.errstate(divide="ignore", over="ignore"):
         times = draws.standard_exponential((layers, each * tokens, moe.experts), np.float32)
         times /= rates[:, None, :]
-    chosen = _top(-times.reshape(-1, moe.experts), moe, limited=limited)
-    return chosen.reshape(layers, each, tokens, -1)
+    return times
 
 
 @lru_cache(maxsize=256)
 def drawn_counts(table: Shares, moe: MoeFfn, tokens: int) -> Array:
     """Tokens of each expert in drawn batches, [layers, batches, experts]."""
-    chosen = drawn_choices(table, moe, tokens)
-    layers, each = chosen.shape[:2]
-    offset = np.arange(layers * each)[:, None] * moe.experts
-    flat = chosen.reshape(layers * each, -1) + offset
-    counts = np.bincount(flat.ravel(), minlength=layers * each * moe.experts)
-    return counts.reshape(layers, each, moe.experts).astype(float)
+    counts = drawn_choices(table, moe, tokens).sum(axis=2)
+    return np.asarray(counts, dtype=float)
 
 
-def _top(scores: NDArray[np.float32], moe: MoeFfn, *, limited: bool) -> Choices:
+def _soonest(times: Times, moe: MoeFfn, *, limited: bool) -> Chosen:
     """Chosen experts of each token; MoGE takes equally many in each group."""
     if moe.router == "grouped" and moe.groups > 1:
-        size, each = moe.experts // moe.groups, moe.top_k // moe.groups
-        grouped = scores.reshape(len(scores), moe.groups, size)
-        chosen = np.argpartition(grouped, size - each, axis=2)[:, :, size - each :]
-        return (chosen + np.arange(moe.groups)[None, :, None] * size).reshape(len(scores), -1)
+        inside = times.reshape(len(times) * moe.groups, -1)
+        return _smallest(inside, moe.top_k // moe.groups).reshape(times.shape)
     if limited and moe.router == "group_limited":
-        scores = _limited(scores, moe)
-    start = moe.experts - moe.top_k
-    return np.argpartition(scores, start, axis=1)[:, start:] if start else _all(scores)
+        times = _limited(times, moe)
+    return _smallest(times, moe.top_k)
 
 
-def _all(scores: NDArray[np.float32]) -> NDArray[np.intp]:
-    return np.broadcast_to(np.arange(scores.shape[1]), scores.shape)
+def _smallest(times: Times, count: int) -> Chosen:
+    """The `count` smallest of each row: a comparison with the last of them is quicker than a list.
+
+    Where others are as small as the last, a list decides.
+    """
+    if count >= times.shape[1]:
+        return np.ones(times.shape, dtype=bool)
+    last = np.partition(times, count - 1, axis=1)[:, count - 1 : count]
+    chosen: Chosen = times <= last
+    for row in np.flatnonzero(chosen.sum(axis=1) != count):
+        chosen[row] = False
+        chosen[row, np.argpartition(times[row], count - 1)[:count]] = True
+    return chosen
 
 
-def _limited(scores: NDArray[np.float32], moe: MoeFfn) -> NDArray[np.float32]:
-    """Scores with all but the best groups out of reach."""
+def _limited(times: Times, moe: MoeFfn) -> Times:
+    """Times with all but the best groups out of reach."""
     size, out = moe.experts // moe.groups, moe.groups - moe.top_groups
-    grouped = scores.reshape(len(scores), moe.groups, size)
+    grouped = times.reshape(len(times), moe.groups, size)
     best = min(GROUP_BEST, size)
-    rank = np.partition(np.exp(grouped), size - best, axis=2)[:, :, size - best :].sum(axis=2)
-    worst = np.argpartition(rank, out, axis=1)[:, :out] if out else rank[:, :0].astype(int)
-    held = grouped.copy()
-    np.put_along_axis(held, worst[:, :, None], -np.inf, axis=1)
-    return held.reshape(scores.shape)
+    soonest = np.partition(grouped, best - 1, axis=2)[:, :, :best]
+    rank = np.exp(-soonest).sum(axis=2)
+    near = np.ones(rank.shape, dtype=bool)
+    if out:
+        np.put_along_axis(near, np.argpartition(rank, out, axis=1)[:, :out], False, axis=1)  # noqa: FBT003
+    return np.where(near[:, :, None], grouped, np.float32(np.inf)).reshape(times.shape)

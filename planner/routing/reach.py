@@ -52,8 +52,11 @@ def _reached(table: Shares, moe: MoeFfn, parts: int, uneven: bool) -> float:  # 
         missed = comb(moe.experts - moe.experts // parts, moe.top_k) / comb(moe.experts, moe.top_k)
         return parts * (1 - missed)
     chosen = drawn_choices(table, moe, DRAWN, limited=moe.router == "group_limited")
-    place = np.sort(chosen * parts // moe.experts, axis=-1)
-    return float((1 + (np.diff(place, axis=-1) > 0).sum(axis=-1)).mean())
+    starts = -(
+        -np.arange(parts) * moe.experts // parts
+    )  # of part i: the first e with e·parts // experts = i
+    reached = np.logical_or.reduceat(chosen, starts, axis=-1)
+    return float(reached.sum(axis=-1).mean())
 
 
 def experts_touched(shares: Array, moe: MoeFfn, tokens: Array) -> Array:
