@@ -47,13 +47,15 @@ def _answered(given: dict[str, Any], method: str, **tables: Any) -> None:  # noq
     """Parse, decide and show; `given` is what the options say, `tables` what files hold."""
     from hwprofiles.files import apply_overrides
     from planner.model_library import load_model
-    from planner.search.compressing import compress, parse_body
+    from planner.search.compressing import parse_body
+    from planner.search.compressing_reasons import compress_explained
 
     output = Output(given.pop("form"), given.pop("out"), given.pop("quiet"))
     overrides, name = given.pop("overrides"), given.pop("model")
     data = {k: v for k, v in given.items() if v is not None}
     data = apply_overrides(data | {"method": method}, overrides)
-    found = compress(parse_body(data | tables), None if name is None else load_model(name))
+    model = None if name is None else load_model(name)
+    found = compress_explained(parse_body(data | tables), model)
     _show(output, found)
 
 
@@ -62,14 +64,23 @@ def _show(output: Output, found: Compressed) -> None:
 
     data = found.answer.model_dump(mode="json")
     if found.method == "fit":
-        output.show(data, lambda: _fit_text(found.answer))  # type: ignore[arg-type] # of fit
+        output.show(data, lambda: f"{_fit_text(found.answer)}\n\n{_reasons(found)}")  # type: ignore[arg-type] # of fit
         return
     if found.costs is not None:
         data["costs"] = found.costs.model_dump(mode="json")
     facts = [[k, f"{v:.8g}"] for k, v in data.items() if isinstance(v, float | int)]
     facts += [[k, f"{v:.6g}"] for k, v in data.get("costs", {}).items()
               if isinstance(v, float | int)]  # fmt: skip
-    output.show(data, lambda: text_table(["what", "value"], facts))
+    table = text_table(["what", "value"], facts)
+    output.show(data, lambda: f"{table}\n\n{_reasons(found)}")
+
+
+def _reasons(found: Compressed) -> str:
+    from planner.search.compressing_reasons import OBJECTIVE, WHAT
+    from reports.reason_views import reason_sentences
+
+    now = float(getattr(found.answer, OBJECTIVE[found.method]))
+    return "\n".join(reason_sentences(found.answer, now, WHAT[found.method]))
 
 
 @_verb(

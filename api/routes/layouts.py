@@ -8,7 +8,8 @@ from fastapi import APIRouter, Body
 
 from api.problems import PROBLEMS
 from planner.model_library import resolve_model
-from planner.search.compressing import compress, parse_body
+from planner.search.compressing import parse_body
+from planner.search.compressing_reasons import compress_explained
 from planner.search.placement import Matrix, Placement, PlacementQuestion
 from planner.search.placement_reasons import place_explained
 
@@ -54,7 +55,7 @@ def post_compression(
     data = dict(body)
     model = data.pop("model", None)
     known = None if model is None else resolve_model(model)
-    found = compress(parse_body(data), known)
+    found = compress_explained(parse_body(data), known)
     answer = {"method": found.method} | found.answer.model_dump(mode="json")
     if found.costs is not None:
         answer["costs"] = found.costs.model_dump(mode="json")

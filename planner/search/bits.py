@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 
 import numpy as np
@@ -18,9 +19,11 @@ from pydantic import Field, model_validator
 
 from hwprofiles.document import Document
 from hwprofiles.errors import MoesaicError
+from planner.search.reasons import Explained, Status
 from planner.search.solver import Programme, Solution
 
 Array = NDArray[np.float64]
+Whole = NDArray[np.int64]
 LOSS = "quant_loss_"
 EXACT_GAP_RATIO = 1e-9
 """The smallest distance between best and second best in the authors' problems is 1.8e-6."""
@@ -59,9 +62,10 @@ class ExpertBits(Document):
     bits: int
 
 
-class BitsAnswer(Document):
+class BitsAnswer(Explained):
     """The allocation, with the sum of the programmes' objectives and bounds."""
 
+    status: Status
     allocation: tuple[ExpertBits, ...]
     objective: float
     bound: float
@@ -81,33 +85,98 @@ def choose_bits(factors: pl.DataFrame, question: BitsQuestion) -> BitsAnswer:
         MoesaicError: `invalid` for missing columns or numbers that are not finite and positive;
             `infeasible` when the budget cannot hold every expert.
     """
-    widths = _widths(factors)
-    table = factors.sort("layer", "expert")
-    costs = weighed_losses(table, widths, question)
-    layer_of = table["layer"].to_numpy()
-    layers = np.unique(layer_of)
-    joined = question.scope == "model" or question.uniform
-    groups = [layers] if joined else [np.array([layer]) for layer in layers]
+    table, parts = _parts(factors, question)
     bits = np.zeros(table.height, dtype=int)
     solutions = []
-    for group in groups:
-        rows = np.flatnonzero(np.isin(layer_of, group))
-        budget = question.budget_bits * len(group)
-        solution, chosen = _solve(costs[rows], layer_of[rows], widths, budget, question)
-        bits[rows] = chosen
+    for part in parts:
+        solution, bits[part.rows] = _solve(part, question)
         solutions.append(solution)
     objective = sum(s.objective for s in solutions)
     bound = sum(s.bound for s in solutions)
+    gap = abs(objective - bound) / max(abs(objective), 1e-300)
     return BitsAnswer(
+        status="optimal" if all(s.status == "optimal" for s in solutions) else "feasible",
         allocation=tuple(
             ExpertBits(layer=layer, expert=expert, bits=int(b))
             for layer, expert, b in zip(table["layer"], table["expert"], bits, strict=True)
         ),
         objective=objective,
         bound=bound,
-        gap_ratio=abs(objective - bound) / max(abs(objective), 1e-300),
+        gap_ratio=gap,
         average_bits=float(bits.mean()),
     )
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Experts that share a budget: rows of the table, costs [experts, widths], layer of each."""
+
+    rows: Whole
+    costs: Array
+    layers: Whole
+    widths: list[int]
+    budget: float
+
+
+def _parts(factors: pl.DataFrame, question: BitsQuestion) -> tuple[pl.DataFrame, list[_Part]]:
+    """The table in order, and its programmes: one a layer, or one for all."""
+    widths = _widths(factors)
+    table = factors.sort("layer", "expert")
+    costs = weighed_losses(table, widths, question)
+    layer_of = table["layer"].to_numpy()
+    layers = np.unique(layer_of)
+    joined = question.scope == "model" or question.uniform
+    parts = []
+    for group in [layers] if joined else [np.array([layer]) for layer in layers]:
+        rows = np.flatnonzero(np.isin(layer_of, group))
+        budget = question.budget_bits * len(group)
+        parts.append(_Part(rows, costs[rows], layer_of[rows], widths, budget))
+    return table, parts
+
+
+def second_bits(factors: pl.DataFrame, question: BitsQuestion, answer: BitsAnswer) -> str | None:
+    """The next best allocation, by a cut, and what it loses; none where there is no other.
+
+    Args:
+        factors: as `choose_bits`.
+        question: budget and exponents.
+        answer: the best allocation.
+    """
+    table, parts = _parts(factors, question)
+    bits = np.array([cell.bits for cell in answer.allocation])
+    best, found = np.inf, None
+    for part in parts:
+        here = bits[part.rows]
+        other = _next(part, question, here)
+        if other is None:
+            continue
+        column = np.searchsorted(part.widths, np.stack([here, other]))
+        now, then = part.costs[np.arange(len(here)), column].sum(axis=1)
+        if then - now < best:
+            best, found = then - now, (part.rows[here != other], here, other, part.rows)
+    if found is None:
+        return None
+    changed, here, other, rows = found
+    names = dict(zip(rows.tolist(), zip(here.tolist(), other.tolist(), strict=True), strict=True))
+    said = [
+        f"expert {table['expert'][row]} of layer {table['layer'][row]} at {names[row][1]} bits in "
+        f"place of {names[row][0]}" for row in changed[:MOST_NAMED].tolist()
+    ]  # fmt: skip
+    more = [f"{len(changed) - MOST_NAMED} more"] if len(changed) > MOST_NAMED else []
+    return f"{', '.join(said + more)}: error {max(float(best), 0.0):.3g} greater"
+
+
+MOST_NAMED = 4
+"""Experts of a runner-up that are named."""
+
+
+def _next(part: _Part, question: BitsQuestion, here: Whole) -> Whole | None:
+    """The best allocation of a part other than `here`."""
+    programme, picks = _stated(part, question)
+    same = [(row[part.widths.index(int(j))], 1) for row, j in zip(picks, here, strict=True)]
+    programme.require("other", programme.total(same) <= len(here) - 1)
+    solution = programme.solve(gap_ratio=EXACT_GAP_RATIO)
+    return _bits_of(solution, picks, part.widths) if solution.values else None
 
 
 def _widths(factors: pl.DataFrame) -> list[int]:
@@ -142,29 +211,37 @@ def weighed_losses(table: pl.DataFrame, widths: list[int], question: BitsQuestio
     return costs
 
 
-def _solve(
-    costs: Array, layers: NDArray[np.int64], widths: list[int], budget: float,
-    question: BitsQuestion,
-) -> tuple[Solution, NDArray[np.int64]]:  # fmt: skip
-    programme, picks = state_bits(
-        costs, layers, widths, budget, keep_high=question.keep_high, uniform=question.uniform
-    )
+def _stated(part: _Part, question: BitsQuestion) -> tuple[Programme, list[list[object]]]:
+    return state_bits(
+        part.costs, part.layers, part.widths, part.budget, keep_high=question.keep_high,
+        uniform=question.uniform,
+    )  # fmt: skip
+
+
+def _bits_of(solution: Solution, picks: list[list[object]], widths: list[int]) -> Whole:
+    chosen = [[solution.values[str(x)] for x in row] for row in picks]
+    found: Whole = np.array(widths)[np.array(chosen).argmax(axis=1)]
+    return found
+
+
+def _solve(part: _Part, question: BitsQuestion) -> tuple[Solution, Whole]:
+    programme, picks = _stated(part, question)
     solution = programme.solve(gap_ratio=EXACT_GAP_RATIO)
     if not solution.values:
-        least = len(costs) * widths[0]
+        least = len(part.costs) * part.widths[0]
         raise MoesaicError(
             "infeasible",
-            f"a budget of {budget:g} bits cannot hold {len(costs)} experts; at {widths[0]} bits "
-            f"each they take {least}, and the two highest widths need one expert each",
+            f"a budget of {part.budget:g} bits cannot hold {len(part.costs)} experts; at "
+            f"{part.widths[0]} bits each they take {least}, and the two highest widths need one "
+            "expert each",
             "/budget_bits",
         )
-    chosen = [[solution.values[str(x)] for x in row] for row in picks]
-    scale = float(costs.max()) or 1.0
+    scale = float(part.costs.max()) or 1.0
     scaled = Solution(
         solution.status, solution.objective * scale, solution.bound * scale, solution.gap_ratio,
         solution.solve_s, solution.values,
     )  # fmt: skip
-    return scaled, np.array(widths)[np.array(chosen).argmax(axis=1)]
+    return scaled, _bits_of(solution, picks, part.widths)
 
 
 def state_bits(

@@ -176,13 +176,18 @@ def _decided(body: Any, table: ExpertTable | None) -> tuple[Any, ExpertTable | N
 
 
 def _bits(body: BitsBody, table: ExpertTable | None) -> tuple[BitsAnswer, ExpertTable | None]:
-    answer = choose_bits(_frame(body.factors), body)
+    answer = choose_bits(frame(body.factors), body)
     if table is None:
         return answer, None
     return answer, with_bits(table, _grid(table, answer))
 
 
-def _frame(factors: tuple[FactorRow, ...]) -> pl.DataFrame:
+def frame(factors: tuple[FactorRow, ...]) -> pl.DataFrame:
+    """The factors as a table.
+
+    Raises:
+        MoesaicError: `invalid` where experts name different widths.
+    """
     widths = {tuple(sorted(row.quant_loss)) for row in factors}
     if len(widths) != 1:
         raise MoesaicError(

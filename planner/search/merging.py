@@ -15,6 +15,7 @@ from pydantic import Field
 
 from hwprofiles.document import Document
 from hwprofiles.errors import MoesaicError
+from planner.search.reasons import Explained, Status, status_of
 from planner.search.solver import Expression, Programme
 
 Array = NDArray[np.float64]
@@ -39,8 +40,10 @@ class MergeQuestion(Document):
     """As many experts stay in every layer that is merged."""
 
 
-class MergeAnswer(Document):
+class MergeAnswer(Explained):
     """Owner of each expert, and what merging loses."""
+
+    status: Status
 
     owner: tuple[tuple[int, ...], ...]
     groups: int
@@ -64,19 +67,21 @@ def merge(frequency: Array, logits: Array, question: MergeQuestion) -> MergeAnsw
             `infeasible` for too few groups.
     """
     _check(frequency, logits, question)
-    bound: float | None = None
+    lost = lost_shares(frequency, logits)
     if question.by == "use":
-        owners = choose_owners(frequency, logits, question)
+        owners, bound = choose_owners(frequency, logits, question), 0.0
+        if lost.size <= MOST_PAIRS:
+            bound = state_merging(lost, question)[0].relax().objective
     else:
         owners, bound = _least_loss(frequency, logits, question)
-    lost = lost_shares(frequency, logits)
     value = float(np.take_along_axis(lost, owners[:, :, None], axis=2).sum())
-    least = 0.0 if bound is None else min(bound, value)
+    least = max(min(bound, value), 0.0)
+    gap = (value - least) / max(value, 1e-12)
     return MergeAnswer(
+        status=status_of(gap),
         owner=tuple(map(tuple, owners.tolist())),
         groups=sum(len(set(row)) for row in owners.tolist()),
-        lost_likeness_share=value, bound_share=least,
-        gap_ratio=(value - least) / max(value, 1e-12) if bound is not None else 1.0,
+        lost_likeness_share=value, bound_share=least, gap_ratio=gap,
     )  # fmt: skip
 
 

@@ -5,10 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from hwprofiles.document import Document
-from planner.search.reasons import Explained
-
-PROVEN_RATIO = 1e-6
-"""A gap below this is rounding."""
+from planner.search.reasons import Explained, Status, status_of
 
 
 class LayerPlacement(Document):
@@ -57,7 +54,7 @@ class Moves(Document):
 class Placement(Explained):
     """The layout and how good it can be at best."""
 
-    status: Literal["optimal", "feasible"]
+    status: Status
     """Optimal: every gap is proven to be nothing."""
     objective_value: float  # unit: busiest over mean; visits or share of pairs; their weighted sum
     """Mean over layers of busiest over mean; of what crosses where traffic is minimised; or their
@@ -107,6 +104,6 @@ def proof_of(
     if moves is not None:
         gaps = [moves.gap_ratio]
     return {
-        "status": "optimal" if max(gaps, default=1.0) <= PROVEN_RATIO else "feasible",
+        "status": status_of(max(gaps, default=1.0)),
         "objective_value": value.get(objective, balance) if traffic else balance,
     }

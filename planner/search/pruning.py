@@ -12,6 +12,7 @@ from hwprofiles.document import Document
 from hwprofiles.errors import MoesaicError
 from hwprofiles.units import Bytes
 from planner.compression.transforms import keep_highest
+from planner.search.reasons import Explained, Status, status_of
 from planner.search.solver import Expression, Programme
 
 Array = NDArray[np.float64]
@@ -89,8 +90,10 @@ class UnitQuestion(Document):
         return np.array(given, dtype=float)
 
 
-class PruneAnswer(Document):
+class PruneAnswer(Explained):
     """What stays."""
+
+    status: Status
 
     keep: tuple[tuple[int, ...], ...]
     """Kept experts of each layer, in order."""
@@ -195,17 +198,21 @@ def _contradiction(question: PruneQuestion, least: Whole) -> MoesaicError:
 
 
 def _answer(shares: Array, kept: NDArray[np.bool_], objective: float, bound: float) -> PruneAnswer:
+    gap = abs(bound - objective) / max(objective, 1e-300)
     return PruneAnswer(
+        status=status_of(gap),
         keep=tuple(tuple(np.flatnonzero(row).tolist()) for row in kept),
         coverage=tuple((shares * kept).sum(axis=1).tolist()),
         objective=objective,
         bound=bound,
-        gap_ratio=abs(bound - objective) / max(objective, 1e-300),
+        gap_ratio=gap,
     )
 
 
-class UnitAnswer(Document):
+class UnitAnswer(Explained):
     """Inner units kept, and how good any choice could be."""
+
+    status: Status
 
     keep: tuple[tuple[int, ...], ...]
     """Layers x experts."""
@@ -290,7 +297,8 @@ def _units(tiles: Array, taken: NDArray[np.bool_], best: float, tile: int) -> Un
     lost = float(tiles[~taken].sum()) / everything
     bound = min(max(1 - best / everything, 0.0), lost)
     counts = taken.sum(axis=2) * tile
+    gap = (lost - bound) / max(lost, 1e-12)
     return UnitAnswer(
-        keep=tuple(map(tuple, counts.tolist())), kept_units=int(counts.sum()),
-        lost_saliency_share=lost, bound_share=bound, gap_ratio=(lost - bound) / max(lost, 1e-12),
+        status=status_of(gap), keep=tuple(map(tuple, counts.tolist())),
+        kept_units=int(counts.sum()), lost_saliency_share=lost, bound_share=bound, gap_ratio=gap,
     )  # fmt: skip

@@ -10,7 +10,7 @@ import itertools
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, Literal, TypeVar
 
 from hwprofiles.document import Document
 from hwprofiles.errors import MoesaicError
@@ -35,6 +35,16 @@ class Binding(Document):
     one_percent_more_value: float | None = None  # unit: the limit's own
     """1 % more of it, or the next whole step where that is more."""
     one_percent_more_objective: float | None = None  # unit: as the answer's objective
+
+
+Status = Literal["optimal", "feasible"]
+PROVEN_RATIO = 1e-6
+"""A gap below this is rounding."""
+
+
+def status_of(gap_ratio: float) -> Status:
+    """Optimal where nothing is left between an answer and its bound."""
+    return "optimal" if gap_ratio <= PROVEN_RATIO else "feasible"
 
 
 class Explained(Document):

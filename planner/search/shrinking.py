@@ -24,6 +24,7 @@ from planner.compression.experts import BITS_PER_BYTE, ExpertTable
 from planner.compression.formats import GROUP, SCALE_BITS, stored_bits
 from planner.compression.quality import Quality, quality_at, quality_rows
 from planner.compression.transforms import masked
+from planner.search.reasons import Explained, Status, status_of
 
 Array = NDArray[np.float64]
 Whole = NDArray[np.int64]
@@ -62,8 +63,10 @@ class ShrunkLayer(Document):
     lost_share: float
 
 
-class ShrinkAnswer(Document):
+class ShrinkAnswer(Explained):
     """The least loss that fits, its proof, its costs and what is known of its quality."""
+
+    status: Status
 
     bits: tuple[tuple[str, ...], ...]
     """Layers x experts: `as_stored`, a width, or `dropped`."""
@@ -252,7 +255,9 @@ def _answer(
     routed = stored_bytes(after) - other
     needed = routed / question.devices + other / (1 if question.replicated else question.devices)
     quality, silent = _evidence(after, names, chosen)
+    gap = max(float(lost.sum()) - bound, 0.0) / max(float(lost.sum()), 1e-12)
     return ShrinkAnswer(
+        status=status_of(gap),
         bits=tuple(tuple(names[k] for k in row) for row in chosen.tolist()),
         layers=tuple(
             ShrunkLayer(
@@ -263,7 +268,7 @@ def _answer(
         ),
         lost_share=float(lost.mean()), bound_share=bound / layers,
         eased_bound_share=eased / layers,
-        gap_ratio=max(float(lost.sum()) - bound, 0.0) / max(float(lost.sum()), 1e-12),
+        gap_ratio=gap,
         needed_bytes=needed, before=costs_of(table), costs=costs_of(after),
         quality=quality, notes=(*_assumed(question, table.popularity, names, chosen), *silent),
     )  # fmt: skip
