@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 
 PALETTE = ("#2b6cb0", "#c05621", "#2f855a", "#6b46c1", "#b7791f", "#b83280", "#2c7a7b", "#4a5568",
@@ -83,23 +83,28 @@ def scatter(points: Sequence[Point], x_label: str, y_label: str) -> str:
 
 Slice = tuple[str, str, float, float]
 """Track, name, start and end of one piece of work."""
-ROW_HEIGHT, TRACK_LEFT = 18, 110
+ROW_HEIGHT, TRACK_LEFT, AXIS_RIGHT = 18, 110, 24
+_NEARLY = 1e-9
+_TIME_UNITS = (("s", 1.0), ("ms", 1e3), ("us", 1e6), ("ns", 1e9))
 
 
-def gantt(slices: Sequence[Slice], label: str) -> str:
-    """Tracks under one another, each piece of work a rectangle, time to the right.
+def gantt(slices: Sequence[Slice], label: str, words: Mapping[str, str] | None = None) -> str:
+    """Tracks under one another, each piece of work a rectangle, a time axis below.
 
-    Pieces are coloured by their names without numbers.
+    Pieces are coloured by their names without numbers; `words` says what such a name means. On a
+    narrow screen the drawing keeps its size and scrolls, so that its words can be read.
     """
     tracks = sorted({track for track, *_ in slices})
     kinds = sorted({_kind(name) for _, name, *_ in slices})
     first = min((start for _, _, start, _ in slices), default=0.0)
-    scale = (WIDTH - TRACK_LEFT) / max(max((s[3] for s in slices), default=1.0) - first, 1e-12)
-    height = len(tracks) * ROW_HEIGHT + BOTTOM // 2
+    last = max((end for *_, end in slices), default=1.0)
+    scale = (WIDTH - TRACK_LEFT - AXIS_RIGHT) / max(last - first, 1e-12)
+    bottom = len(tracks) * ROW_HEIGHT
     parts = [
         f'<text x="0" y="{row * ROW_HEIGHT + 13}">{escape(track)}</text>'
         for row, track in enumerate(tracks)
     ]
+    parts += _time_axis(first, last, scale, bottom)
     for track, name, start, end in slices:
         colour = PALETTE[kinds.index(_kind(name)) % len(PALETTE)]
         parts.append(
@@ -109,24 +114,43 @@ def gantt(slices: Sequence[Slice], label: str) -> str:
             f"{end:.6g} s</title></rect>"
         )
     legend = "".join(
-        f'<li><i style="background:{PALETTE[i % len(PALETTE)]}"></i>{escape(kind)}</li>'
+        f'<li><i style="background:{PALETTE[i % len(PALETTE)]}"></i>'
+        f"{escape((words or {}).get(kind, kind))}</li>"
         for i, kind in enumerate(kinds)
     )
     return (
         f"<figure><figcaption>{escape(label)}</figcaption>"
-        f'<svg class="plot" style="height:auto" viewBox="0 0 {WIDTH} {height}" role="img" '
-        f'aria-label="{escape(label)}">{"".join(parts)}</svg>'
+        f'<div class="wide"><svg class="plot" style="height:auto;min-width:40rem" '
+        f'viewBox="0 0 {WIDTH} {bottom + BOTTOM // 2}" role="img" '
+        f'aria-label="{escape(label)}">{"".join(parts)}</svg></div>'
         f'<ul class="legend">{legend}</ul></figure>'
     )
+
+
+def _time_axis(first: float, last: float, scale: float, bottom: float) -> list[str]:
+    """Lines and round times under a Gantt chart, in the unit that its span asks for."""
+    unit, factor = next((u for u in _TIME_UNITS if (last - first) * u[1] >= 1), _TIME_UNITS[-1])
+    marks = ticks((last - first) * factor)
+    step = marks[1] if len(marks) > 1 else 1.0
+    number, found = math.ceil(first * factor / step - _NEARLY), []
+    while number * step <= last * factor * (1 + _NEARLY):
+        value = number * step
+        x = TRACK_LEFT + (value / factor - first) * scale
+        found.append(f'<g class="grid">{_line(x, 0, x, bottom + 4)}</g>')
+        found.append(
+            f'<text x="{x:.1f}" y="{bottom + 18}" text-anchor="middle">{value:,.10g} {unit}</text>'
+        )
+        number += 1
+    return found
 
 
 def _kind(name: str) -> str:
     """What a piece of work is, whichever it is of its kind.
 
-    >>> _kind("attention 3.1"), _kind("F4.0+B0.1"), _kind("W")
-    ('attention', 'F+B', 'W')
+    >>> _kind("attention 3.1"), _kind("F4.0+B0.1"), _kind("p2p")
+    ('attention', 'F+B', 'p2p')
     """
-    return re.sub(r"[\d.]+", "", name).strip()
+    return re.sub(r"(?<![a-z])[\d.]+|[\d.]+(?![a-z])", "", name).strip()
 
 
 def _line(x1: float, y1: float, x2: float, y2: float) -> str:

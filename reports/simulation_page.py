@@ -11,6 +11,11 @@ from reports import charts
 from reports.pages import template
 from reports.simulation_text import event_text, fact_rows, figure_rows, tables
 
+WORDS = {
+    "F": "forward (F)", "B": "backward (B)", "F+B": "forward beside backward (F+B)",
+    "I": "gradients of inputs (I)", "W": "gradients of weights (W)",
+}  # fmt: skip
+"""What the letters of a schedule mean."""
 MOST_TRACKS, MOST_SLICES = 24, 1500
 """Drawn on the page; a trace viewer shows the rest."""
 
@@ -40,6 +45,8 @@ def _timeline(slices: pl.DataFrame | None) -> str:
     tracks = slices["track"].unique().sort()[:MOST_TRACKS]
     drawn = slices.filter(pl.col("track").is_in(tracks.implode())).sort("start_s")
     drawn = drawn.head(MOST_SLICES)
-    label = f"The first {drawn.height} of {slices.height} pieces of work"
+    label = f"{drawn.height:,} pieces of work"
+    if drawn.height < slices.height:
+        label = f"The first {drawn.height:,} of {slices.height:,} pieces of work"
     rows = drawn.select("track", "name", "start_s", "end_s").rows()
-    return charts.gantt(rows, label)
+    return charts.gantt(rows, label, WORDS)

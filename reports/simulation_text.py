@@ -14,6 +14,8 @@ from reports.text import text_table
 
 _MS = 1e3
 _PERCENT = 100
+_LITTLE = 0.1
+"""Fewer GiB are shown in MiB."""
 _SECONDS = ("duration_s", "downtime_s", "intake_paused_s", "boot_s")
 _UNITS = {
     "speedup_ratio": ("speedup", 1.0),
@@ -112,7 +114,10 @@ def _facts(name: str, value: Any) -> Iterator[list[str]]:  # noqa: ANN401 - a fi
         yield [name.replace("_", " "), value]
     elif isinstance(value, int | float):
         label, scale = _label(name)
-        yield [label, views.number(value * scale)]
+        if name.endswith("_bytes") and value * scale < _LITTLE:
+            label, scale = label.replace("GiB", "MiB"), scale * 1024
+        exact = isinstance(value, int) and scale == 1
+        yield [label, f"{value:,}" if exact else views.number(value * scale)]
 
 
 def _documents(rows: tuple[Document, ...]) -> tuple[list[str], list[list[str]]]:

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     import polars as pl
 
     from hwprofiles.document import Document
-    from planner.simulation.kinds import Kind
     from planner.simulation.question import SimulationQuestion
 
 _PATH = click.Path(dir_okay=False, path_type=Path)
@@ -78,7 +77,7 @@ def command(
                 "invalid", f"a {data['kind']} has no requests or queues; use --trace or --out"
             )
         question = question_of_kind(kind, data, file.parent)
-        _other(output, kind, question, paths)
+        _other(output, data["kind"], question, paths)
     else:
         _serve(output, serving_question(data, file.parent), paths)
 
@@ -107,13 +106,14 @@ def _serve(output: Output, question: SimulationQuestion, paths: dict[str, Path |
     output.show(answer.model_dump(mode="json"), lambda: simulation_text(answer))
 
 
-def _other(output: Output, kind: Kind, question: Document, paths: dict[str, Path | None]) -> None:
+def _other(output: Output, name: str, question: Document, paths: dict[str, Path | None]) -> None:
     """Answer a question of another kind."""
+    from planner.simulation.kinds import KINDS
     from reports.simulation_text import facts_text
 
-    answer, slices = kind.answer(question)
+    answer, slices = KINDS[name].answer(question)
     if paths["trace_path"] is not None and slices is None:
-        raise MoesaicError("invalid", f"a {type(question).__name__} has no timeline")
+        raise MoesaicError("invalid", f"{name} has no timeline to trace; --out and --html work")
     _draw(output, answer, paths, (slices, None))
     output.show(answer.model_dump(mode="json"), lambda: facts_text(answer))
 

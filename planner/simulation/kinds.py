@@ -12,8 +12,8 @@ from hwprofiles.document import Document
 from hwprofiles.errors import MoesaicError, unknown_name
 from planner.simulation.offload_question import OffloadQuestion, answer_offload
 from planner.simulation.passes import PassQuestion, answer_pass
-from planner.simulation.queue_question import QueueQuestion, answer_queue
-from planner.simulation.scaling_question import ScalingQuestion, answer_scaling
+from planner.simulation.queue_question import QueueQuestion, answer_queue, queue_slices
+from planner.simulation.scaling_question import ScalingQuestion, answer_scaling, scaling_slices
 from planner.simulation.schedule_question import ScheduleQuestion, answer_schedule
 
 SERVING = "serving"
@@ -35,12 +35,21 @@ def _plain(answer: Callable[[Any], Document]) -> Callable[[Any], tuple[Document,
     return lambda question: (answer(question), None)
 
 
+def _queue(question: QueueQuestion) -> tuple[Document, pl.DataFrame]:
+    return answer_queue(question), queue_slices(question)
+
+
+def _scaling(question: ScalingQuestion) -> tuple[Document, pl.DataFrame]:
+    answer = answer_scaling(question)
+    return answer, scaling_slices(answer)
+
+
 KINDS: dict[str, Kind] = {
     "pass": Kind(PassQuestion, answer_pass),
     "schedule": Kind(ScheduleQuestion, answer_schedule),
     "offload": Kind(OffloadQuestion, _plain(answer_offload), ("choices",)),
-    "expert_queue": Kind(QueueQuestion, _plain(answer_queue)),
-    "scaling": Kind(ScalingQuestion, _plain(answer_scaling)),
+    "expert_queue": Kind(QueueQuestion, _queue),
+    "scaling": Kind(ScalingQuestion, _scaling),
 }
 """All but serving, which also writes tables while it runs."""
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 import numpy as np
+import polars as pl
+from numpy.typing import NDArray
 from pydantic import BeforeValidator, Field
 
 from hwprofiles.device import Device
@@ -12,7 +14,13 @@ from hwprofiles.document import Document
 from hwprofiles.errors import MoesaicError
 from hwprofiles.kernels import dtype
 from hwprofiles.library import load_device
-from planner.simulation.expert_queue import ExpertSeconds, OrderResult, expert_queues, token_order
+from planner.simulation.expert_queue import (
+    ExpertSeconds,
+    OrderResult,
+    expert_queues,
+    order_slices,
+    token_order,
+)
 
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 
@@ -80,9 +88,7 @@ def answer_queue(question: QueueQuestion) -> QueueAnswer:
             "invalid", f"top_k {question.top_k} of {question.experts} experts", "/top_k"
         )
     costs = expert_seconds(question)
-    random = np.random.default_rng(question.seed)
-    scores = random.random((question.layers, question.tokens, question.experts))
-    choices = np.argsort(-scores, axis=2)[:, :, : question.top_k]
+    choices = _drawn(question, question.layers)
     found = {
         name: _figures(question, [order(layer, costs) for layer in choices])
         for name, order in (("expert_queues", expert_queues), ("token_order", token_order))
@@ -98,6 +104,18 @@ def answer_queue(question: QueueQuestion) -> QueueAnswer:
             "weights at the memory's full rate, products at the device's full rate",
         ),
     )  # fmt: skip
+
+
+def queue_slices(question: QueueQuestion) -> pl.DataFrame:
+    """The first layer in both orders, columns `SLICE`."""
+    return order_slices(_drawn(question, 1)[0], expert_seconds(question))
+
+
+def _drawn(question: QueueQuestion, layers: int) -> NDArray[np.int64]:
+    """Expert ids [layer, token, k] of the first so many layers, every expert as likely."""
+    random = np.random.default_rng(question.seed)
+    scores = random.random((layers, question.tokens, question.experts))
+    return np.argsort(-scores, axis=2)[:, :, : question.top_k]
 
 
 def expert_seconds(question: QueueQuestion) -> ExpertSeconds:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
+import polars as pl
 from pydantic import Field
 
 from hwprofiles.document import Document
 from hwprofiles.errors import MoesaicError
 from hwprofiles.units import Share
+from planner.formats.perfetto import SLICE
 from planner.simulation.elastic import STRATEGIES, ScaleCosts, WorkerBytes, scale
 from planner.simulation.passes import PassLayout, PassQuestion, price_part
 from planner.simulation.planned_steps import worker_bytes
@@ -75,6 +77,18 @@ def answer_scaling(question: ScalingQuestion) -> ScalingAnswer:
             f"KV cache: what weights leave of {question.memory_share:.0%} of a device",
         ),
     )  # fmt: skip
+
+
+def scaling_slices(answer: ScalingAnswer) -> pl.DataFrame:
+    """Phases of every strategy one after the other, one track a strategy; columns `SLICE`."""
+    rows = []
+    for cost in answer.strategies:
+        at_s = 0.0
+        for phase in cost.phases:
+            end_s = at_s + phase.seconds_s
+            rows.append(("scaling", cost.strategy, phase.phase, at_s, end_s))
+            at_s = end_s
+    return pl.DataFrame(rows, schema=SLICE, orient="row")
 
 
 def _held(question: ScalingQuestion, dp: int) -> WorkerBytes:

@@ -16,9 +16,19 @@ FOLDER = Path(__file__).parents[1] / "scenarios" / "simulate"
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("schedule-dualpipe", ["Timeline", "bubble %", "stage 007", "pieces of work"]),
-        ("scaling-qwen3", ["strategies", "cold_restart", "warm-up 2.5 s"]),
-        ("expert-queue-edge-moe", ["expert queues: loads", "Assumptions"]),
+        (
+            "schedule-dualpipe",
+            [
+                "bubble %",
+                "stage 007",
+                "378 pieces of work",
+                "forward beside backward (F+B)",
+                "200 ms",
+            ],
+        ),
+        ("scaling-qwen3", ["Strategies", "cold_restart", "warm-up 2.5 s", "</i>p2p", "20 s"]),
+        ("expert-queue-edge-moe", ["1,496", "queues: loads", "200 us", "Assumptions"]),
+        ("offload-qwen3-board", ["expert MiB", "2,466"]),
     ],
 )
 def test_pages_say_what_the_text_says(tmp_path: Path, name: str, said: list[str]) -> None:
@@ -50,3 +60,10 @@ def test_a_gantt_draws_every_piece_inside_its_width() -> None:
     assert drawn.count("<rect") == 2
     assert "B &amp; 1" in drawn
     assert gantt([], "none").count("<rect") == 0
+
+
+def test_a_gantt_has_a_time_axis_in_the_unit_of_its_span() -> None:
+    late = gantt([("a", "F 0", 100.0, 100.004)], "a late start")
+    assert "100,002 ms" in late
+    assert ">0 ms<" not in late
+    assert "2 us" in gantt([("a", "F 0", 0.0, 4e-6)], "short")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from api.cli import group
 from hwprofiles.errors import MoesaicError
 from planner.formats.perfetto import check_tracks
 from planner.simulation.files import question_of_kind, read_data
@@ -32,6 +35,28 @@ def test_every_example_is_answered_with_finite_figures(path: Path) -> None:
     json.dumps(answer.model_dump(mode="json"), allow_nan=False)
     if slices is not None:
         check_tracks(slices)
+    assert (slices is None) == (data["kind"] == "offload")
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
+def test_no_slices_of_a_trace_file_overlap(path: Path, tmp_path: Path) -> None:
+    """As a viewer reads them: microseconds from JSON, exact to a nanosecond."""
+    trace = tmp_path / "trace.json"
+    options = ["--set", "requests=80", "--set", "seeds=1"] if "kind" not in read_data(path) else []
+    asked = CliRunner().invoke(group, ["simulate", str(path), *options, "--trace", str(trace)])
+    if "offload" in path.stem:
+        assert "offload has no timeline" in str(asked.exception)
+        return
+    assert asked.exit_code == 0, asked.output
+    tracks: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    for event in json.loads(trace.read_text())["traceEvents"]:
+        if event["ph"] == "X":
+            start, end = (round(1e3 * t) for t in (event["ts"], event["ts"] + event["dur"]))
+            tracks.setdefault((event["pid"], event["tid"]), []).append((start, end))
+    assert tracks
+    for spans in tracks.values():
+        spans.sort()
+        assert all(end <= start for (_, end), (start, _) in itertools.pairwise(spans))
 
 
 def test_every_kind_has_an_example() -> None:
