@@ -143,11 +143,15 @@ class Questions:
         Raises:
             MoesaicError: for an unknown name, or a layout that breaks a rule.
         """
-        key, devices = _shared_key(point), devices_of(point)
-        cluster = self._once((key, "cluster", devices), lambda: _cluster_of(point, devices))
-        question = self._once((key, id(cluster)), lambda: self._question(point, cluster))
         layout = tuple(_layout_key(part) for part in (point, point.prefill, point.decode))
-        self._once((id(question), layout), lambda: check_point(point, question))
+        key = _shared_key(point)
+        return self._once((key, layout), lambda: self._checked(point, key))
+
+    def _checked(self, point: Point, key: object) -> Question:
+        devices = devices_of(point)
+        cluster = self._once((key, devices), lambda: _cluster_of(point, devices))
+        question = self._once((key, "at", id(cluster)), lambda: self._question(point, cluster))
+        check_point(point, question)
         return question
 
     def _once(self, key: object, make: Callable[[], Made]) -> Made:
@@ -227,7 +231,11 @@ class Group:
     def running(self, priced: Priced, held: Mapping[int, float]) -> dict[int, float]:
         """Requests of each line that run at once, as `Batch.running` says."""
         asked = np.array([held[i] for i in range(len(held))])
-        return dict(enumerate(self.batch.running(priced.passes, asked).tolist()))
+        prefill, decode = (
+            priced.passes.filter(phase=phase).sort("line") for phase in ("prefill", "decode")
+        )
+        fed_by = prefill if self.batch.pooled else None
+        return dict(enumerate(self.batch.running(decode, asked, fed_by).tolist()))
 
     def beside(self, passes: pl.DataFrame) -> pl.DataFrame:
         """Decode passes beside the prefill pass that feeds them."""

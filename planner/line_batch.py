@@ -15,6 +15,7 @@ from planner.line_columns import DECODE, PREFILL, Lines, line_columns
 from planner.point import Point
 from planner.point_rows import expert_copies
 from planner.pricing import Priced, Question, is_plain, price, price_all, size_all
+from planner.timing.engine_layer import QUESTION
 from planner.timing.serving import KEY, SIDES, beside, pool_ttft, serving_table
 from planner.work.rows import Array, Codes
 
@@ -25,6 +26,42 @@ ROUNDS = 40
 AHEAD = 3
 """Halvings that are priced in one go: all their midpoints, before it is known which count."""
 MOST_CALLERS = 65_536.0
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Passes of some lines, priced with as many requests as ran at that turn."""
+
+    lines: Codes
+    priced: Priced
+
+
+def joined(pieces: Sequence[Piece], of: Codes) -> Priced:
+    """Passes of all lines: prefill as first priced, decode as last priced.
+
+    Args:
+        pieces: the first of all lines with both passes, the others of lines that moved.
+        of: which question each line asks.
+    """
+    last = np.zeros(len(of), dtype=np.intp)
+    for number, piece in enumerate(pieces):
+        last[piece.lines] = number
+    passes, timed, offset = [], [], 0
+    for number, piece in enumerate(pieces):
+        frame = piece.priced.passes
+        line = piece.lines[frame["line"].to_numpy()]
+        kept = (last[line] == number) | (frame["phase"] == "prefill").to_numpy()
+        stays = np.zeros(frame.height, dtype=bool)
+        stays[frame["point"].to_numpy()] = kept
+        renumbered = (pl.col("point") + offset).cast(pl.UInt32)
+        named = frame.with_columns(
+            renumbered, pl.Series("line", line), pl.Series(QUESTION, of[line])
+        )
+        passes.append(named.filter(kept))
+        rows = piece.priced.timed
+        timed.append(rows.filter(stays[rows["point"].to_numpy()]).with_columns(renumbered))
+        offset += frame.height
+    return Priced(pl.concat(passes), pl.concat(timed), pieces[0].priced.layers)
 
 
 @dataclass(frozen=True)
@@ -84,7 +121,7 @@ class Batch:
     def answered(self, held: Array) -> list[dict[str, Any]]:
         """One answer a line, given its requests in flight."""
         running, priced = self.settled(held)
-        priced = priced or self.priced(running)
+        priced = self.priced(running) if priced is None else priced
         prefill, decode = self.served(priced)
         return written(Served(self.lines, self.points, priced, prefill, decode, held - running))
 
@@ -96,34 +133,48 @@ class Batch:
         """Requests that run at once: the asked ones, or fewer where something holds them up.
 
         Returns:
-            Requests, and the priced passes where nothing held any up and they were priced.
+            Requests, and the priced passes where finding the requests has priced them.
         """
-        running, left, first = held.copy(), np.arange(self.lines.count), None
-        sizes_alone = not self.pooled and all(is_plain(q) for q in self.lines.questions)
-        for _ in range(SETTLING):
-            part = self.taken(left) if len(left) < self.lines.count else self
-            if sizes_alone:
-                frame = part.lines.passes(running[left])
+        plain = all(is_plain(question) for question in self.lines.questions)
+        first = self.priced(held) if self.pooled or not plain else None
+        pieces = [] if first is None else [Piece(np.arange(self.lines.count), first)]
+        prefill = _of_phase(first.passes, "prefill") if first and self.pooled else None
+        running, left = held.copy(), np.arange(self.lines.count)
+        for turn in range(SETTLING):
+            part = self.taken(left)
+            if first is None:
+                frame = part.lines.passes(running[left], (DECODE,))
                 passes = size_all(frame, part.lines.questions)
+            elif turn == 0:
+                passes = first.passes
             else:
-                priced = part.priced(running[left])
-                first, passes = first or priced, priced.passes
-            now = part.running(passes, held[left])
+                phases = (DECODE,) if plain else (PREFILL, DECODE)
+                frame = part.lines.passes(running[left], phases)
+                pieces.append(Piece(left, _priced(frame, part.lines.questions)))
+                passes = pieces[-1].priced.passes
+            fed_by = None if prefill is None else prefill[left]
+            now = part.running(_of_phase(passes, "decode"), held[left], fed_by)
             moved = now != running[left]
             running[left] = now
             left = left[moved]
             if not len(left):
                 break
-        return running, first if (running == held).all() else None
+        if len(left) or not pieces or not (plain or len(pieces) == 1):
+            return running, None
+        return running, joined(pieces, self.lines.of)
 
-    def running(self, passes: pl.DataFrame, held: Array) -> Array:
-        """Sequences that run at once, given sized (disaggregated lines: priced) passes.
+    def running(self, decode: pl.DataFrame, held: Array, prefill: pl.DataFrame | None) -> Array:
+        """Sequences that run at once.
 
         Cache memory and the scheduler: a running sequence has on average half of its answer cached;
         where not even the weights fit, the asked load stands and `fits` says no. A pool of
         prefills: no more decode than it feeds (Little's law).
+
+        Args:
+            decode: sized decode passes in the lines' order; beside a prefill pool, priced ones.
+            held: requests in flight that were asked for.
+            prefill: priced passes of the pool that feeds them; none: prompts share the worker.
         """
-        decode = _of_phase(passes, "decode")
         now, past, grown, cache, total = (
             decode[name].to_numpy()
             for name in ("batch", "past_tokens", "context_tokens", "kv_bytes", "total_bytes")
@@ -134,20 +185,19 @@ class Batch:
         most = np.minimum(left // np.maximum(each, 1.0), seats)
         most = np.where(left > each, most, np.inf)
         ranks = self.lines.parts[DECODE].ranks
-        if self.pooled:
-            most = np.fmin(most, self._fed(passes, decode) / ranks)
+        if prefill is not None:
+            most = np.fmin(most, self._fed(prefill, decode) / ranks)
         most = np.maximum(most, 1.0)
         return np.where(held / ranks > most, ranks * most, held)
 
-    def _fed(self, passes: pl.DataFrame, decode: pl.DataFrame) -> Array:
+    def _fed(self, prefill: pl.DataFrame, decode: pl.DataFrame) -> Array:
         """Requests that the prefill pool keeps decoding; NaN where no callers are stated."""
-        prefill, get = _of_phase(passes, "prefill"), self.lines.numbers
+        get = self.lines.numbers
         ready = prefill["batch"].to_numpy() * self.lines.parts[PREFILL].ranks
-        rate: Array = np.where(
-            np.isnan(get["concurrency"]), np.nan, ready / prefill["typical_s"].to_numpy()
-        )
+        rate = ready / prefill["typical_s"].to_numpy()
         step_s, tokens = (decode[name].to_numpy() for name in ("typical_s", "step_tokens"))
-        return np.asarray(rate * get["osl"] * (step_s / tokens))
+        fed: Array = rate * get["osl"] * (step_s / tokens)
+        return np.where(np.isnan(get["concurrency"]), np.nan, fed)
 
     def served(self, priced: Priced) -> tuple[pl.DataFrame, pl.DataFrame]:
         """Serving rows of the prefill and of the decode side, in the lines' order."""

@@ -68,15 +68,19 @@ class Lines:
         questions = tuple(self.questions[number] for number in used.tolist())
         return Lines(numbers, (parts[0], parts[1]), questions, of.reshape(-1))
 
-    def passes(self, held: Array) -> pl.DataFrame:
+    def passes(self, held: Array, phases: Sequence[int] = (PREFILL, DECODE)) -> pl.DataFrame:
         """The prefill pass of every line, then every decode pass, with `held` requests in flight.
+
+        Args:
+            held: requests in flight of each line.
+            phases: `PREFILL`, `DECODE` or both.
 
         Returns:
             Columns `POINT`, `line`, `prompt_tokens`, `open_loop`, `QUESTION`.
         """
-        both = [self._pass(held, which) for which in (PREFILL, DECODE)]
+        both = [self._pass(held, which) for which in phases]
         columns = {name: np.concatenate([one[name] for one in both]) for name in both[0]}
-        phase = pl.Series(["prefill", "decode"]).gather(np.repeat([0, 1], self.count))
+        phase = pl.Series(["prefill", "decode"]).gather(np.repeat(phases, self.count))
         frame = pl.DataFrame(columns).with_columns(
             phase.alias("phase"), pl.col("line", QUESTION).cast(pl.Int64),
             pl.col("prompt_tokens").fill_nan(None),

@@ -45,7 +45,13 @@ def load_profile(device: str, backend: str) -> Profile | None:
     path = FOLDER / f"{device}.{backend}.json"
     if not path.exists():
         return None
-    return Profile(json.loads(path.read_text(encoding="utf-8")), path)
+    return Profile(_card(path), path)
+
+
+@cache
+def _card(path: Path) -> dict[str, Any]:
+    card: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return card
 
 
 @cache
@@ -55,7 +61,7 @@ def _arrays(path: Path) -> Any:  # noqa: ANN401 - numpy's lazy archive
 
 @cache
 def _table(path: Path, number: int) -> Table:
-    profile = json.loads(path.read_text(encoding="utf-8"))
+    profile = _card(path)
     card = profile["tables"][number]
     local = card["kernel"] == "grouped_gemm" and profile["backend"] in LOCAL_WHEN_BALANCED
     arrays = _arrays(path)

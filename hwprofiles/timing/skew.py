@@ -47,12 +47,17 @@ def busiest(alpha: float, tokens: int, top_k: int, experts: int, ranks: int) -> 
 
 
 def _loads(alpha: float, tokens: int, pairs: int, experts: int) -> Array:
-    draws = np.random.default_rng(_SEED).random((_DRAWS, experts))
+    draws = _draws(experts)
     low, high = (1.0, max(tokens * _MANY_SHARE, 1.5)) if pairs > experts else (_FEW, _FEW_MOST)
     power = 1 - alpha if abs(alpha - 1) > 1e-6 else 1e-6  # noqa: PLR2004 - x^-1 has no such inverse
     loads = ((high**power - low**power) * draws + low**power) ** (1 / power)
     scaled: Array = loads / loads.sum(axis=1, keepdims=True) * pairs
     return scaled
+
+
+@lru_cache(maxsize=64)
+def _draws(experts: int) -> Array:
+    return np.random.default_rng(_SEED).random((_DRAWS, experts))
 
 
 TOKENS = np.array(
