@@ -88,10 +88,10 @@ def _found(table: Shares, moe: MoeFfn, keys: NDArray[np.int64]) -> Array:
     if len(known) > MOST_KNOWN:
         known.clear()
     new: dict[tuple[int, int, int], list[int]] = defaultdict(list)
-    for ranks, tokens, copies in wanted:
-        if (ranks, tokens, copies) not in known:
-            size = max(drawn for drawn in DRAWN_TOKENS if drawn <= tokens)
-            new[ranks, copies, size].append(tokens)
+    sizes = np.searchsorted(DRAWN_TOKENS, keys[:, 1], side="right") - 1
+    for key, size in zip(wanted, sizes.tolist(), strict=True):
+        if key not in known:
+            new[key[0], key[2], DRAWN_TOKENS[size]].append(key[1])
     for (ranks, copies, size), tokens in new.items():
         values = _busiest(table, moe, (ranks, copies, size), np.array(tokens))
         known.update(
@@ -134,6 +134,8 @@ def _ratios(
         tokens: tokens of a pass.
     """
     (top_k, size), ep = choice, expected.shape[1]
+    if (expected == expected[:, :1]).all():  # ranks expect alike: the most drawn is the busiest
+        away, expected = away.max(axis=2, keepdims=True), expected[:, :1]
     many = tokens[:, None, None, None]
     deviation = away * np.sqrt(many / size)
     most = (many * expected[:, None, :] + deviation).max(axis=3)
@@ -147,7 +149,11 @@ def _ratios(
 
 def _active(table: Shares, moe: MoeFfn, owner: Array, tokens: Array) -> Array:
     """Experts with a token on the busiest rank, mean over layers."""
-    held, touched = owner > 0, [_touched(table, moe, float(count)) for count in tokens]
+    held, chosen = owner > 0, chances(table, moe)
+    if np.ptp(chosen) == 0:  # experts alike: the rank with most of them has most that are active
+        touched_each = 1 - (1 - np.minimum(chosen[0, :1], 1.0)) ** tokens
+        return np.asarray(held.sum(axis=1).max(axis=1).mean() * touched_each)
+    touched = [_touched(table, moe, float(count)) for count in tokens]
     if len(touched[0]) == 1 and (held == held[0]).all():
         held = held[:1]
     by_rank = np.matmul(np.stack(touched)[:, :, None, :], held.astype(float))[:, :, 0]
