@@ -240,13 +240,13 @@ def _skewed(rows: Rows, table: Table) -> Rows:
     if table.local_when_balanced:
         spread = np.isnan(stated) & (get("moe_ep", 1) > 1)
         alpha = np.where(spread, np.maximum(alpha, table.outer[table.outer > 0].min()), alpha)
-    ratio, active = busiest_of([np.asarray(np.round(alpha, 3), dtype=np.float64), *load])
-    known = ~np.isnan(busy)
-    said: dict[str, Array] = {
-        "skew_alpha": alpha,
-        "busy_ratio": np.where(known, busy, ratio),
-        "active_experts": np.where(known, get("active_experts", np.nan), active),
-    }
+    unknown = np.isnan(busy)
+    busy, active = busy.copy(), np.array(get("active_experts", np.nan))
+    if unknown.any():
+        steep = np.asarray(np.round(alpha[unknown], 3), dtype=np.float64)
+        drawn = busiest_of([steep, *(column[unknown] for column in load)])
+        busy[unknown], active[unknown] = drawn
+    said: dict[str, Array] = {"skew_alpha": alpha, "busy_ratio": busy, "active_experts": active}
     return replace(rows, stated={**rows.stated, **said})
 
 
