@@ -43,7 +43,8 @@ class EfficiencyCurve(Document):
     fixed_s: Seconds
     """Launch or call cost of one kernel, at the typical value."""
     token_s: Seconds = 0.0
-    """Exchanges: what a token of a rank takes besides its bytes on the link, such as copies."""
+    """Exchanges: what a token of a rank takes besides its bytes on the link, such as copies.
+    Collectives: what each other rank adds, where ranks take turns on shared cores."""
     half_rows: Annotated[float, Field(ge=0)] = 0.0  # unit: rows of the left operand
     """Rows (tokens) at which arithmetic reaches half its ceiling."""
     time: Band | None = None

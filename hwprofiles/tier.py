@@ -13,7 +13,7 @@ from hwprofiles.units import BytesPerS, Seconds
 Kind = Literal[
     "die", "nvlink", "hccs", "ub", "pcie", "infiniband", "roce", "ethernet", "upi", "none"
 ]
-Wiring = Literal["switch", "mesh", "rails", "rails_apart"]
+Wiring = Literal["switch", "mesh", "rails", "rails_apart", "shared"]
 Planes = Annotated[int, Field(ge=1, le=64)]
 
 
@@ -30,7 +30,8 @@ class LinkTier(Document):
     """`switch`: every device of a domain on one switch (an NVSwitch domain, a PCIe root, a fabric
     that does not block). `mesh`: a link to every other device of the domain. `rails`: equal places
     of all nodes on a switch of their own, rails joined by a spine. `rails_apart`: rails that never
-    meet, so that devices forward inside their node."""
+    meet, so that devices forward inside their node. `shared`: processes that take turns on one
+    machine's cores, so that fewer of them are each faster."""
     wiring_source: str = ""
     planes_count: Sourced[Planes] | None = None
     """Switches side by side, each with an equal part of every device's bandwidth."""
@@ -51,9 +52,11 @@ class LinkTier(Document):
     def rate_bytes_per_s(self, devices: int) -> float:
         """What one of so many devices of a domain sends to the others, all sending.
 
-        In a mesh that is the links to those others alone.
+        In a mesh that is the links to those others alone; on shared cores, a part of the whole.
         """
         rate = self.bandwidth_bytes_per_s.value
         if self.wiring == "mesh" and 1 < devices < self.spans_devices:
             return rate * (devices - 1) / (self.spans_devices - 1)
+        if self.wiring == "shared" and 1 < devices < self.spans_devices:
+            return rate * self.spans_devices / devices
         return rate

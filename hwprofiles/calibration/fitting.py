@@ -50,6 +50,8 @@ class Constants:
     link_ratio: float = 0.6
     fixed_s: float = 1e-6
     half_rows_count: float = 1.0
+    token_s: float = 0.0
+    """Collectives: what each further rank adds where ranks share cores."""
 
     def curve(self, time: tuple[float, float] | None = None) -> EfficiencyCurve:
         """The curve; `time`: low and high seconds as parts of the typical ones."""
@@ -63,6 +65,7 @@ class Constants:
             link=band(self.link_ratio),
             fixed_s=self.fixed_s,
             half_rows=self.half_rows_count,
+            token_s=self.token_s,
             time=None if time is None else Band(low=time[0], typical=1.0, high=time[1]),
         )
 
@@ -73,6 +76,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "link_ratio": (1e-3, 1.2),
     "fixed_s": (1e-8, 1.0),
     "half_rows_count": (1e-3, 1e4),
+    "token_s": (1e-8, 1.0),
 }
 STEPS = (8.0, 3.0, 1.6, 1.2, 1.07, 1.02, 1.006)
 

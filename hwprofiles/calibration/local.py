@@ -70,7 +70,9 @@ def local_cluster(environment: Environment, records: Sequence[Mapping[str, Any]]
         ),
         curves="cpu-default",
     )
-    ranks, tiers = _loopback([r for r in records if r["kernel"] in COLLECTIVES])
+    ranks, tiers = _loopback(
+        [r for r in records if r["kernel"] in COLLECTIVES], environment.cores_count
+    )
     return Cluster(
         name=f"{device.name}-x{ranks}"[:80],
         title=device.title,
@@ -81,23 +83,30 @@ def local_cluster(environment: Environment, records: Sequence[Mapping[str, Any]]
     )
 
 
-def _loopback(records: Sequence[Mapping[str, Any]]) -> tuple[int, tuple[LinkTier, ...]]:
+def _loopback(records: Sequence[Mapping[str, Any]], cores: int) -> tuple[int, tuple[LinkTier, ...]]:
     """What joins processes of this machine: the bandwidth of the fastest collective.
 
     The busiest rank sends and gets (R - 1) / R of its buffer in an all-to-all, an all-gather or a
-    reduce-scatter.
+    reduce-scatter. More ranks than cores take turns, so that each gets a part of the whole.
     """
     halves = [r for r in records if r["kernel"] != "all_reduce"]
     if not halves:
         return 1, ()
-    rate = max(r["message_bytes"] * (1 - 1 / r["devices"]) / r["min_s"] for r in halves)
     ranks = int(max(r["devices"] for r in records))
+    shared = ranks > cores
+    rate = max(
+        r["message_bytes"] * (1 - 1 / r["devices"]) / r["min_s"]
+        * (r["devices"] / ranks if shared else 1.0)
+        for r in halves
+    )  # fmt: skip
     tier = LinkTier(
         name="loopback",
         kind="none",
         spans_devices=ranks,
         bandwidth_bytes_per_s=Sourced(value=rate, **_origin("measured", "fastest collective")),
         latency_s=Sourced(value=0.0, **_origin("assumed", "counted with each operation")),
+        wiring="shared" if shared else "switch",
+        wiring_source=f"{ranks} processes on {cores} cores of this machine" if shared else "",
     )
     return ranks, (tier,)
 

@@ -104,7 +104,7 @@ def ring(shares: float) -> Callable[[Rows, Cluster], Work]:
         group, size = group_of(rows, cluster), rows.get("message_bytes")
         near = shares * (1 - 1 / group.ranks_per_node) * size
         far = shares * (1 - 1 / group.nodes) * size / group.ranks_per_node
-        return _over_links(near, far, group)
+        return replace(_over_links(near, far, group), rows_count=group.ranks - 1)
 
     return count
 
@@ -114,7 +114,8 @@ def all_to_all(rows: Rows, cluster: Cluster) -> Work:
     group, size = group_of(rows, cluster), rows.get("message_bytes")
     near = size * (group.ranks_per_node - 1) / group.ranks
     far = size * (1 - 1 / group.nodes)
-    return _over_links(near, far, group, _by_library(rows, ALL_AT_ONCE))
+    work = _over_links(near, far, group, _by_library(rows, ALL_AT_ONCE))
+    return replace(work, rows_count=group.ranks - 1)
 
 
 def exchange(rows: Rows, cluster: Cluster) -> Work:

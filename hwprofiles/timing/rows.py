@@ -195,4 +195,4 @@ class Work:
     """Latency of the links crossed."""
     rows_count: Array | None = None
     """Rows of the left operand, where small ones fall below the arithmetic ceiling; in an exchange,
-    tokens of a rank."""
+    tokens of a rank; in a collective, the other ranks."""

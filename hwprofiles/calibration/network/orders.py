@@ -91,12 +91,17 @@ def _exchanged(kernels: TorchKernels) -> Callable[[Any], Any]:
 
 
 def all_to_all(kernels: TorchKernels, received: Any, sent: Any) -> None:  # noqa: ANN401 - tensors
-    """Exchange equal parts with all ranks of the group over gloo, receives posted first.
+    """Exchange equal parts with all ranks of the group; over gloo, receives are posted first.
 
     Gloo's own all-to-all posts its sends first. A rank that comes late then sends its data before
     it says that it is ready, and both directions of the link run one after the other.
+    Accelerators run their library's own: there a receive is a kernel that holds its stream, and two
+    ranks that both receive first would wait for each other.
     """
     group = kernels.torch.distributed
+    if kernels.device != "cpu":
+        group.all_to_all_single(received, sent, group=kernels.group)
+        return
     members = group.get_process_group_ranks(kernels.group)
     own = members.index(group.get_rank())
     into, out = received.chunk(len(members)), sent.chunk(len(members))

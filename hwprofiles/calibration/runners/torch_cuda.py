@@ -112,7 +112,11 @@ class TorchCuda:
             raise MoesaicError("outside_evidence", f"torch refuses this row: {words}") from error
 
     def _captured(self, run: Any) -> Any:  # noqa: ANN401 - a callable
-        """A graph replay of the operation; what cannot be captured runs as it is."""
+        """A graph replay of the operation; what cannot be captured runs as it is.
+
+        It runs once on the stream of the capture: libraries make handles for each stream on first
+        use, which a capture forbids (torch.cuda.make_graphed_callables does so, too).
+        """
         cuda = self.torch.cuda
         stream = cuda.Stream()
         stream.wait_stream(cuda.current_stream())
@@ -121,7 +125,7 @@ class TorchCuda:
                 run()
             cuda.current_stream().wait_stream(stream)
             graph = cuda.CUDAGraph()
-            with cuda.graph(graph):
+            with cuda.graph(graph, stream=stream):
                 run()
         except RuntimeError:
             cuda.synchronize()

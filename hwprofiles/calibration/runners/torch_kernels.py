@@ -54,29 +54,31 @@ class TorchKernels:
         wide = form if form.itemsize > 1 else self.torch.float16
         return self.torch.rand(shape, dtype=wide, device=self.device).to(form)
 
-    def weight(self, row: Row, rows: int, columns: int) -> Call:
-        """A stored matrix (rows, columns), and how it becomes numbers to compute with.
+    def weight(self, row: Row, inner: int, outer: int) -> Call:
+        """A matrix (inner, outer) stored as (outer, inner), and how it becomes numbers.
 
-        Packed formats keep 8 or 4 bits a weight and one scale for `_GROUP` weights of a column.
+        Engines keep weights as `torch.nn.Linear` does, the summed side last; the other way round a
+        CPU without bfloat16 units walks columns and takes up to eighty times as long. Packed
+        formats keep 8 or 4 bits a weight and one scale for `_GROUP` weights that are summed.
         """
         form, bits = self.form(row), PACKED_BITS.get(str(row.get("dtype")))
         if bits is None:
-            plain = self.random(form, rows, columns)
+            plain = self.random(form, outer, inner).t()
             return lambda: plain
-        group = _GROUP if rows % _GROUP == 0 else rows
-        scales = self.random(form, rows // group, 1, columns)
-        shape = (rows // group, group, columns)
+        group = _GROUP if inner % _GROUP == 0 else inner
+        scales = self.random(form, outer, inner // group, 1)
+        shape = (outer, inner // group, group)
         if bits == 8:  # noqa: PLR2004 - bits of a byte
             codes = self.random(self.torch.int8, *shape)
-            return lambda: (codes * scales).view(rows, columns)
+            return lambda: (codes * scales).view(outer, inner).t()
         if group % 2:
-            raise cannot("torch", f"4-bit weights in columns of {rows}")
-        shape = (rows // group, group // 2, columns)
+            raise cannot("torch", f"4-bit weights in groups of {group}")
+        shape = (outer, inner // group, group // 2)
         packed = self.torch.randint(0, 255, shape, dtype=self.torch.uint8, device=self.device)
 
         def unpacked() -> Any:  # noqa: ANN401 - a tensor
-            codes = self.torch.cat(((packed & 15), (packed >> 4)), 1).to(form) - 8
-            return (codes * scales).view(rows, columns)
+            codes = self.torch.cat(((packed & 15), (packed >> 4)), 2).to(form) - 8
+            return (codes * scales).view(outer, inner).t()
 
         return unpacked
 
@@ -115,7 +117,8 @@ def _grouped_gemm(kernels: TorchKernels, row: Row) -> Call:
 
     if _all_at_once(kernels, form) and not packed:
         into, out = (
-            kernels.random(form, stored, *size) for size in ((hidden, wide), (inter, hidden))
+            kernels.random(form, stored, *size).transpose(1, 2)
+            for size in ((wide, hidden), (hidden, inter))
         )
         counts = torch.tensor(split + [0] * (stored - len(split)), device=kernels.device)
         ends = counts.cumsum(0).to(torch.int32)
@@ -144,7 +147,7 @@ def _router(kernels: TorchKernels, row: Row) -> Call:
         raise cannot("torch", f"a router in {row.get('dtype')}")
     top_k = whole(row, "top_k")
     tokens = kernels.random(form, whole(row, "tokens"), whole(row, "hidden"))
-    weight = kernels.random(form, whole(row, "hidden"), whole(row, "experts"))
+    weight = kernels.random(form, whole(row, "experts"), whole(row, "hidden")).t()
 
     def run() -> tuple[Any, Any]:
         scores = torch.softmax((tokens @ weight).float(), dim=-1)
@@ -241,10 +244,13 @@ def _collective(name: str) -> Callable[[TorchKernels, Row], Call]:
         full = torch.zeros(count, dtype=torch.float16, device=kernels.device)
         part = torch.zeros(count // ranks, dtype=torch.float16, device=kernels.device)
         other = torch.zeros_like(full)
+        # torch 2.14 renames both and warns of the older names at each call
+        gather = getattr(group, "all_gather_single", None) or group.all_gather_into_tensor
+        scatter = getattr(group, "reduce_scatter_single", None) or group.reduce_scatter_tensor
         calls: dict[str, Call] = {
             "all_reduce": lambda: group.all_reduce(full, group=kernels.group),
-            "all_gather": lambda: group.all_gather_into_tensor(full, part, group=kernels.group),
-            "reduce_scatter": lambda: group.reduce_scatter_tensor(part, full, group=kernels.group),
+            "all_gather": lambda: gather(full, part, group=kernels.group),
+            "reduce_scatter": lambda: scatter(part, full, group=kernels.group),
             "all_to_all": lambda: group.all_to_all_single(other, full, group=kernels.group),
         }
         return calls[name]

@@ -6,7 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from hwprofiles.calibration.cpu_page import SHIPPED, page, read_environment_of, read_rows, take_in
+from hwprofiles.calibration.cpu_page import (
+    SHIPPED,
+    fitted,
+    page,
+    read_environment_of,
+    read_rows,
+    take_in,
+)
 from hwprofiles.calibration.local import local_cluster
 from hwprofiles.calibration.measurement import Journal
 from hwprofiles.device import Device
@@ -44,6 +51,22 @@ def test_the_page_is_written_from_the_evidence() -> None:
     assert (ROOT / "docs" / "cpu-run.md").read_text(encoding="utf-8") == page()
 
 
+@pytest.mark.slow
+def test_curves_hold_on_shapes_left_out() -> None:
+    """Products of narrow and packed weights and collectives missed by half and a third once."""
+    fits, _, _ = fitted()
+    errors = {(fit.family, fit.dtype): fit.error_median_ratio for fit in fits}
+    for kernel in ("all_reduce", "all_gather", "reduce_scatter", "all_to_all"):
+        (error,) = (value for (family, _), value in errors.items() if family == kernel)
+        assert error < 0.12
+    for kernel in ("gemm", "grouped_gemm"):
+        assert errors[kernel, "bf16"] < 0.05
+        assert errors[kernel, "w8a16"] < 0.10
+        assert errors[kernel, "w4a16"] < 0.25
+    held = [fit.coverage_ratio for fit in fits]
+    assert 0.75 <= sum(held) / len(held) <= 0.88
+
+
 def test_the_shipped_device_is_what_the_rows_say() -> None:
     stored = parse_as(Device, read_document(SHIPPED / "device.yaml"))
     made = local_cluster(read_environment_of(), read_rows().to_dicts())
@@ -51,6 +74,9 @@ def test_the_shipped_device_is_what_the_rows_say() -> None:
     for name in ("fp32", "bf16"):
         assert stored.peak(name) == pytest.approx(made.device.peak(name), rel=1e-4)
     assert [tier.name for tier in stored.memory] == ["dram", "ssd"]
+    (loopback,) = made.tiers
+    assert loopback.wiring == "shared"  # four ranks on one core
+    assert loopback.rate_bytes_per_s(2) == pytest.approx(2 * loopback.rate_bytes_per_s(4))
     curves = parse_as(Curves, read_document(SHIPPED / "profile-fp32.yaml"))
     assert set(curves.families) == FAMILIES
 

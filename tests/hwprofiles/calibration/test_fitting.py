@@ -146,6 +146,26 @@ def test_work_can_be_cut() -> None:
     assert part_of(work, chosen).wire_s is None
 
 
+def test_ranks_that_take_turns_are_priced_by_their_number() -> None:
+    sizes = [(ranks, 2.0**power) for ranks in (2, 3, 4) for power in range(10, 25, 2)]
+    rows = [
+        {"kernel": "all_to_all", "devices": ranks, "message_bytes": size, "disturbed": False,
+         "median_s": (s := (ranks - 1) * (2e-4 + size / 4 / 1e9)), "min_s": s}
+        for ranks, size in sizes
+    ]  # fmt: skip
+    ground = [
+        gemm(dtype="fp32", median_s=1.1, min_s=1.0),
+        {"kernel": "copy", "tier": "dram", "bytes": 2.0**27, "median_s": 0.02, "min_s": 0.01},
+    ]
+    few = PLACE.model_copy(update={"cores_count": 1})
+    (tier,) = local_cluster(few, ground + rows).tiers
+    assert tier.wiring == "shared"
+    (fit,) = fit_curves(measurement_table(rows), local_cluster(few, ground + rows)).families
+    assert fit.error_median_ratio < 0.02
+    many = PLACE.model_copy(update={"cores_count": 8})
+    assert local_cluster(many, ground + rows).tiers[0].wiring == "switch"
+
+
 def test_too_few_rows_are_said_so() -> None:
     with pytest.raises(MoesaicError, match="too few"):
         fit_curves(measurement_table([gemm()]), H100)

@@ -15,6 +15,8 @@ import pytest
 
 from hwprofiles.calibration import runners
 from hwprofiles.calibration.cases import cases, collective_cases
+from hwprofiles.calibration.network import rank as rank_module
+from hwprofiles.calibration.network.orders import all_to_all
 from hwprofiles.calibration.runners import COLLECTIVE_LIBRARIES, ranks_here, torch_cuda, torch_npu
 from hwprofiles.calibration.runners.base import Prepared
 from hwprofiles.calibration.runners.torch_cuda import FORMS, TorchCuda
@@ -30,10 +32,11 @@ class FakeCuda:
     def __init__(self, *, captures: bool = True) -> None:
         self.diary: list[str] = []
         self.captures = captures
+        self.side = SimpleNamespace(wait_stream=lambda _: self.diary.append("wait"))
 
     def module(self) -> Any:
         cuda = SimpleNamespace(
-            Stream=lambda: SimpleNamespace(wait_stream=lambda _: self.diary.append("wait")),
+            Stream=lambda: self.side,
             current_stream=lambda: SimpleNamespace(wait_stream=lambda _: None),
             stream=self._within("side stream"), graph=self._graph,
             CUDAGraph=lambda: SimpleNamespace(replay=lambda: self.diary.append("replay")),
@@ -62,7 +65,8 @@ class FakeCuda:
         return within
 
     @contextlib.contextmanager
-    def _graph(self, _: object) -> Iterator[None]:
+    def _graph(self, _: object, *, stream: object) -> Iterator[None]:
+        assert stream is self.side  # the one that the operation has run on
         self.diary.append("capture")
         yield
         if not self.captures:
@@ -88,7 +92,8 @@ def test_a_gpu_sample_flushes_then_replays_between_events(monkeypatch: pytest.Mo
     fake = FakeCuda()
     runner, ready = prepared(fake, monkeypatch)
     assert "50 floats to flush with" in fake.diary
-    assert fake.diary.index("side stream") < fake.diary.index("capture")
+    opened = fake.diary.index("wait")
+    assert fake.diary[opened:] == ["wait", "side stream", "run", "capture", "run"]
     fake.diary.clear()
     assert runner.sample(ready) == 2.5e-3
     assert fake.diary == ["flush", "record", "replay", "record", "wait for event"]
@@ -167,6 +172,98 @@ def test_an_npu_is_asked_for_in_another_process(monkeypatch: pytest.MonkeyPatch)
     assert "import torch, torch_npu" in asked[0]
 
 
+class FakeGroup:
+    """torch.distributed of one rank of four: what was asked, in order."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[Any, ...]] = []
+
+    def get_process_group_ranks(self, _: object) -> list[int]:
+        return [0, 1, 2, 3]
+
+    def get_rank(self) -> int:
+        return 1
+
+    def irecv(self, _: object, src: int, group: object) -> Any:
+        self.asked.append(("irecv", src, group))
+        return SimpleNamespace(wait=lambda: self.asked.append(("received", src)))
+
+    def isend(self, _: object, dst: int, group: object) -> Any:
+        self.asked.append(("isend", dst, group))
+        return SimpleNamespace(wait=lambda: self.asked.append(("sent", dst)))
+
+    def all_to_all_single(self, output: object, given: object, *, group: object) -> None:
+        self.asked.append(("all_to_all_single", output, given, group))
+
+
+class Parts:
+    """A tensor that falls into parts and notes what was copied."""
+
+    def __init__(self) -> None:
+        self.copied: list[int] = []
+
+    def chunk(self, count: int) -> list[Any]:
+        return [SimpleNamespace(copy_=lambda _, i=i: self.copied.append(i)) for i in range(count)]
+
+
+@pytest.mark.parametrize("device", ["cuda", "npu"])
+def test_accelerators_exchange_with_their_librarys_own(device: str) -> None:
+    """NCCL and HCCL: a receive posted before its peer's send holds the stream for ever."""
+    group = FakeGroup()
+    kernels = TorchKernels(SimpleNamespace(distributed=group), device, "the group")
+    received, sent = object(), object()
+    all_to_all(kernels, received, sent)
+    assert group.asked == [("all_to_all_single", received, sent, "the group")]
+
+
+def test_gloo_posts_its_receives_first() -> None:
+    group, received = FakeGroup(), Parts()
+    kernels = TorchKernels(SimpleNamespace(distributed=group), "cpu", "the group")
+    all_to_all(kernels, received, Parts())
+    names = [asked[0] for asked in group.asked]
+    assert names == ["irecv"] * 3 + ["isend"] * 3 + ["received"] * 3 + ["sent"] * 3
+    assert [asked[1] for asked in group.asked[:3]] == [2, 3, 0]
+    assert received.copied == [1]  # its own part
+
+
+@pytest.mark.parametrize(("backend", "device"), [("nccl", "cuda"), ("hccl", "npu")])
+def test_a_rank_takes_its_accelerator_before_it_joins(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, backend: str, device: str
+) -> None:
+    """torch_npu is imported after torch and before anything else; set_device comes before the group
+    (torch.distributed notes on NCCL; torch_npu's own HCCL tests)."""
+    diary: list[Any] = []
+    accelerator = SimpleNamespace(
+        set_device=lambda n: diary.append(("set_device", n)),
+        synchronize=lambda: diary.append("synchronize"),
+    )
+    group = SimpleNamespace(
+        init_process_group=lambda *a, **k: diary.append(("init", *a, k["rank"], k["world_size"])),
+        new_group=lambda ranks: diary.append(("new_group", ranks)) or "members",
+        get_world_size=lambda _: 2,
+        all_to_all_single=lambda *_, group: diary.append(("all_to_all_single", group)),
+    )
+    torch = SimpleNamespace(
+        set_num_threads=lambda _: None, distributed=group, int8=None,
+        float32=SimpleNamespace(itemsize=4),
+        rand=lambda *_, **k: SimpleNamespace(to=lambda _: ("on", k["device"])),
+        empty_like=lambda given: given, **{device: accelerator},
+    )  # fmt: skip
+    imported = {"torch": torch}
+    monkeypatch.setattr(
+        rank_module.importlib, "import_module",
+        lambda name: diary.append(("import", name)) or imported.get(name),
+    )  # fmt: skip
+    rank = rank_module.Rank(1, 2, tmp_path / "store", backend)
+    assert os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] == "0"
+    plugin = [("import", "torch_npu")] if device == "npu" else []
+    assert diary == [("import", "torch"), *plugin, ("set_device", 1), ("init", backend, 1, 2)]
+    diary.clear()
+    rank.prepare({"kernel": "all_to_all", "message_bytes": 64.0, "devices": 2}, [0, 1])
+    rank.run(0.0)
+    assert diary == [("new_group", [0, 1]), ("all_to_all_single", "members"), "synchronize"]
+
+
 def test_numpy_has_no_collectives(tmp_path: Path) -> None:
     runner, _, _ = runners.choose("auto", "numpy", tmp_path)
     assert ranks_here(runner) == 0
@@ -212,7 +309,7 @@ def test_packed_weights_mean_what_they_store(torch: Any) -> None:
         assert tuple(full.shape) == (256, 8)
         assert full.dtype == torch.bfloat16
         assert 1 < float(full.float().abs().max()) <= most
-    with pytest.raises(MoesaicError, match="4-bit weights in columns of 33"):
+    with pytest.raises(MoesaicError, match="4-bit weights in groups of 33"):
         kernels.weight({"dtype": "w4a16"}, 33, 8)
 
 
