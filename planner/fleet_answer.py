@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import polars as pl
 
 from hwprofiles.errors import MoesaicError
 from planner.fleet import Fleet
-from planner.fleet_plan import ClassPlan, FleetLimit, FleetPlan, FleetPool, MachineUse
+from planner.fleet_columns import Candidates, case_of
+from planner.fleet_plan import ClassPlan, FleetPlan, FleetPool, MachineUse
+from planner.fleet_reasons import EXACT, Asked, asked_of, fleet_bindings, next_best, not_all_served
 from planner.machines import numbered, price_machine
 from planner.plan import Proof
 from planner.pricing import Priced
 from planner.quantities import Estimate, Source
 from planner.ranking import estimate_of, layout_of
-from planner.search.assignment import within_limits
-from planner.search.conflicts import with_limit
-from planner.search.explanation import why_infeasible
-from planner.search.fleet_programme import Case
-from planner.search.fleets import FleetChoice, choose_fleet, undominated
+from planner.search.fleet_programme import WEIGHT, Objective
+from planner.search.fleets import FleetChoice, choose_fleet
+from planner.search.reasons import Binding
 from planner.timing.serving import SIDES
 from planner.timing.step import weakest_source
 
 Row = dict[str, Any]
 ORDER = ("prefill", "agg", "decode")
-OWN_LIMITS = ("ttft_s", "tpot_s", "memory_share")
-SHORT = 1e-6
-"""A share of demand below which less than all is served."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +38,16 @@ class PricedFleet:
     skipped: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Reasons:
+    """Why the answer is what it is."""
+
+    aim: Objective
+    value: float
+    binding: tuple[Binding, ...]
+    runner_up: str | None
+
+
 def plan_fleet(fleet: Fleet) -> FleetPlan:
     """Choose workers for every class of a fleet.
 
@@ -48,12 +55,13 @@ def plan_fleet(fleet: Fleet) -> FleetPlan:
         MoesaicError: `infeasible`, naming the class and limit, or the share that can be served.
     """
     priced = _priced(fleet)
-    columns = _columns(fleet, priced.table)
-    case = _case(fleet)
-    choice = choose_fleet(columns, case)
+    candidates = Candidates(priced.table)
+    columns = candidates.columns(fleet)
+    choice = choose_fleet(columns, case_of(fleet))
+    asked = asked_of(fleet, candidates, choice)
     if choice is None:
-        raise _short(columns, case)
-    return _answer(fleet, priced, choice, _binding(fleet, priced.table, choice))
+        raise _short(columns, asked)
+    return _answer(fleet, priced, choice, _reasons(asked, choice))
 
 
 def _priced(fleet: Fleet) -> PricedFleet:
@@ -87,93 +95,40 @@ def _try(own: Any, machine: int) -> tuple[pl.DataFrame, Priced] | str:  # noqa: 
     return found or "no legal layout of this model fits there"
 
 
-def _columns(fleet: Fleet, table: pl.DataFrame) -> pl.DataFrame:
-    """Undominated candidates that keep the limits of their class."""
-    kept = []
-    for number, one in enumerate(fleet.classes):
-        own = table.filter(pl.col("class") == number)
-        asked = fleet.scenario(number)
-        checked = within_limits(own, asked)
-        allowed = checked.filter(pl.col("broken").is_null())
-        if not _can_serve(allowed):
-            why = why_infeasible(checked, asked)
-            raise MoesaicError(
-                "infeasible", f"class {one.name}: {why.message}", f"/classes/{number}/limits"
-            )
-        kept.append(undominated(allowed))
-    return pl.concat(kept)
-
-
-def _can_serve(allowed: pl.DataFrame) -> bool:
-    roles = set(allowed["role"].unique())
-    return "agg" in roles or {"prefill", "decode"} <= roles
-
-
-def _case(fleet: Fleet) -> Case:
-    return Case(
-        demands=tuple(one.demand_rate for one in fleet.classes),
-        spares=tuple(one.limits.spare_workers for one in fleet.classes),
-        machines=tuple(machine.cluster.device_count for machine in fleet.machines),
-        limits=fleet.limits, objective=fleet.objective,
-    )  # fmt: skip
-
-
-def _short(columns: pl.DataFrame, case: Case) -> MoesaicError:
-    """The whole demand cannot be served: say how much of it can."""
-    most = choose_fleet(columns, Case(case.demands, case.spares, case.machines, case.limits,
-                                      "served"))  # fmt: skip
+def _short(columns: pl.DataFrame, asked: Asked) -> MoesaicError:
+    """The whole demand cannot be served: say how much can, what contradicts it, and a way out."""
+    most = choose_fleet(columns, replace(case_of(asked.fleet), objective="served"))
     ratio = 0.0 if most is None else most.worst_ratio
-    return MoesaicError(
+    error = MoesaicError(
         "infeasible",
         f"this fleet cannot serve every class's whole demand within the limits: {ratio:.1%} of "
         "each is the most; objective served takes what can be had",
         "/objective",
     )
+    return not_all_served(error, asked, exact=columns.height <= EXACT)
 
 
-def _binding(fleet: Fleet, table: pl.DataFrame, choice: FleetChoice) -> tuple[FleetLimit, ...]:
-    """Shared limits by their price in the relaxed programme, limits of classes solved again."""
-    if fleet.objective == "served" and choice.worst_ratio >= 1 - SHORT:
-        return ()
-    shared = []
-    values = {f"machine_{n}": float(m.cluster.device_count) for n, m in enumerate(fleet.machines)}
-    names = {f"machine_{n}": f"machine {m.cluster.name}" for n, m in enumerate(fleet.machines)}
-    for limit in ("devices", "power_w", "usd_per_hour", "configurations"):
-        value = getattr(fleet.limits, limit)
-        if value is not None:
-            values[limit], names[limit] = float(value), limit
-    for key, value in values.items():
-        price = choice.relaxed.shadow_prices.get(key, 0.0)
-        if abs(price) * value > SHORT * abs(choice.relaxed.objective):
-            more = choice.solution.objective + price * value * 0.01
-            more = min(more, 1.0) if fleet.objective == "served" else more
-            shared.append(FleetLimit(limit=names[key], value=value, one_percent_more=more))
-    return (*shared, *_own_binding(fleet, table, choice))
+def _reasons(asked: Asked, choice: FleetChoice) -> Reasons:
+    """What held the choice back, and the next best."""
+    exact = choice.columns_count <= EXACT
+    now = _reached(asked, choice)
+    compared = now if exact else asked.objective(relaxed=True)
+    if compared is None:
+        return Reasons(asked.aim, now, (), None)
+    return Reasons(asked.aim, now, fleet_bindings(asked, compared, exact=exact),
+                   next_best(asked, choice, compared, exact=exact))  # fmt: skip
 
 
-def _own_binding(fleet: Fleet, table: pl.DataFrame, choice: FleetChoice) -> list[FleetLimit]:
-    """Limits of single classes whose loosening by 1 % changes the answer."""
-    found = []
-    best, sign = choice.solution.objective, 1 if fleet.objective == "served" else -1
-    for number, one in enumerate(fleet.classes):
-        for limit in OWN_LIMITS:
-            value = getattr(one.limits, limit)
-            if value is None:
-                continue
-            eased = with_limit(fleet.scenario(number), limit, value * 1.01).limits
-            classes = list(fleet.classes)
-            classes[number] = one.model_copy(update={"limits": eased})
-            asked = fleet.model_copy(update={"classes": tuple(classes)})
-            again = choose_fleet(_columns(asked, table), _case(asked))
-            if again and sign * (again.solution.objective - best) > 1e-3 * abs(best):
-                found.append(FleetLimit(limit=f"{one.name} {limit}", value=value,
-                                        one_percent_more=again.solution.objective))  # fmt: skip
-    return found
+def _reached(asked: Asked, choice: FleetChoice) -> float:
+    """What the choice is worth, as compared."""
+    if asked.aim == "served":
+        return choice.worst_ratio
+    rows = {key: asked.candidates.table.row(key, named=True) for key in choice.workers}
+    value = _weight(choice, rows, WEIGHT.get(asked.aim))
+    return choice.solution.objective if value is None else value
 
 
-def _answer(
-    fleet: Fleet, priced: PricedFleet, choice: FleetChoice, binding: tuple[FleetLimit, ...]
-) -> FleetPlan:
+def _answer(fleet: Fleet, priced: PricedFleet, choice: FleetChoice, reasons: Reasons) -> FleetPlan:
     rows = {key: priced.table.row(key, named=True) for key in choice.workers}
     classes = tuple(_class(fleet, priced, choice, rows, n) for n in range(len(fleet.classes)))
     tokens = sum(
@@ -190,7 +145,8 @@ def _answer(
         usd_per_million_tokens=None if usd is None or not tokens else usd / 3600 / tokens * 1e6,
         power_w=watts,
         energy_j_per_token=None if watts is None or not tokens else watts / tokens,
-        binding=binding,
+        objective_value=reasons.value, aim=reasons.aim, binding=reasons.binding,
+        runner_up=reasons.runner_up,
         proof=Proof(
             status="optimal" if solution.status == "optimal" else "feasible",
             objective=solution.objective, bound=solution.bound, gap_ratio=solution.gap_ratio,
@@ -201,12 +157,14 @@ def _answer(
     )  # fmt: skip
 
 
-def _weight(choice: FleetChoice, rows: dict[int, Row], column: str) -> float | None:
+def _weight(choice: FleetChoice, rows: dict[int, Row], column: str | None) -> float | None:
     """A column summed over all devices in use; none where one of them has no figure."""
-    if any(row[column] is None for row in rows.values()):
+    if column is not None and any(row[column] is None for row in rows.values()):
         return None
-    used = choice.workers.items()
-    return float(sum(count * rows[key]["devices"] * rows[key][column] for key, count in used))
+    return float(sum(
+        count * rows[key]["devices"] * (rows[key][column] if column else 1.0)
+        for key, count in choice.workers.items()
+    ))  # fmt: skip
 
 
 def _class(

@@ -10,6 +10,7 @@ from hwprofiles.document import Document
 from planner.fleet import Fleet
 from planner.plan import LayoutOf, Proof
 from planner.quantities import Estimate
+from planner.search.reasons import Explained
 
 
 class FleetPool(Document):
@@ -59,18 +60,7 @@ class MachineUse(Document):
     """Devices in use by class."""
 
 
-class FleetLimit(Document):
-    """A limit that holds the fleet back."""
-
-    limit: str
-    """`machine NAME`, `devices`, `power_w`, `usd_per_hour`, `configurations`, or a limit of a class
-    as `CLASS tpot_s`."""
-    value: float  # unit: the limit's own
-    one_percent_more: float
-    """The objective with 1 % more of the limit; of a shared limit by the relaxed programme."""
-
-
-class FleetPlan(Document):
+class FleetPlan(Explained):
     """Everything that the answer to a fleet says; same fleet, same bytes."""
 
     schema_version: Literal[1] = 1
@@ -88,7 +78,9 @@ class FleetPlan(Document):
     usd_per_million_tokens: float | None = None
     power_w: float | None = None
     energy_j_per_token: float | None = None
-    binding: tuple[FleetLimit, ...]
+    aim: Literal["served", "devices", "cost", "energy"]
+    """What `objective_value` counts: the objective, or what is spent where `served` serves all."""
+    objective_value: float  # unit: share, devices, dollars an hour or watts, by `aim`
     proof: Proof
     solved_columns_count: int
     """Columns in the whole-number programme; the bound covers all of them."""

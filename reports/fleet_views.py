@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from planner.fleet_plan import FleetLimit, FleetPlan, MachineUse
+from planner.fleet_plan import FleetPlan, MachineUse
 from planner.quantities import Estimate
+from reports.reason_views import reason_sentences
 from reports.views import ROLE, number
 
 CLASS_HEADERS = ["class", "model", "asked req/s", "served req/s", "served", "TTFT ms", "TPOT ms"]
 POOL_HEADERS = ["class", "workers", "machine", "devices", "req/s a worker", "TTFT ms", "TPOT ms"]
 MACHINE_HEADERS = ["machine", "devices", "in use", "by"]
-UNIT = {"power_w": "W", "usd_per_hour": "USD/h", "devices": "devices",
-        "configurations": "configurations"}  # fmt: skip
 
 
 def title(plan: FleetPlan) -> str:
@@ -89,28 +88,13 @@ def cost_sentences(plan: FleetPlan) -> list[str]:
     return said
 
 
-AIM = {"served": "the worst served share", "devices": "devices", "cost": "USD/h", "energy": "watts"}
+AIM = {"served": "worst served share", "devices": "devices in use", "cost": "USD/h",
+       "energy": "watts"}  # fmt: skip
 
 
-def binding_sentences(plan: FleetPlan) -> list[str]:
-    """What held the fleet back, and what 1 % more of it gives."""
-    return [_binds(plan, item) for item in plan.binding]
-
-
-def _binds(plan: FleetPlan, item: FleetLimit) -> str:
-    objective, aim = plan.proof.objective, AIM[plan.fleet.objective]
-    change = item.one_percent_more - objective
-    said = f"{change * 100:+.2g} points of {aim}"
-    if plan.fleet.objective != "served":
-        said = f"{change:+.3g} {aim}"
-    unit = UNIT.get(item.limit, "devices" if item.limit.startswith("machine ") else "")
-    value = f"{number(item.value)} {unit}" if unit else _own_value(item)
-    return f"{item.limit} ({value}) binds: 1 % more of it is worth {said}"
-
-
-def _own_value(item: FleetLimit) -> str:
-    """A class's own limit in its unit."""
-    return f"{item.value:.0%}" if item.limit.endswith("share") else f"{number(item.value * 1e3)} ms"
+def reason_lines(plan: FleetPlan) -> list[str]:
+    """What held the fleet back, what more of it gives, and why the next best lost."""
+    return reason_sentences(plan, plan.objective_value, AIM[plan.aim])
 
 
 def proof_sentence(plan: FleetPlan) -> str:

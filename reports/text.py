@@ -98,7 +98,7 @@ def fleet_text(plan: FleetPlan) -> str:
         text_table(fleet_views.MACHINE_HEADERS, fleet_views.machine_rows(plan)),
         "",
         *fleet_views.cost_sentences(plan),
-        *(f"- {sentence}" for sentence in fleet_views.binding_sentences(plan)),
+        *(f"- {sentence}" for sentence in fleet_views.reason_lines(plan)),
         f"Proof: {fleet_views.proof_sentence(plan)}",
         *(f"Assumed: {text}" for text in plan.assumptions),
     ]

@@ -48,6 +48,11 @@ class FleetChoice:
     solved_columns_count: int
 
 
+def all_served(choice: FleetChoice) -> bool:
+    """Whether every class is served its whole demand."""
+    return choice.worst_ratio >= 1 - WHOLE
+
+
 def undominated(table: pl.DataFrame) -> pl.DataFrame:
     """Keep the best rate of each class, machine, role and device count: exact, as in a pool.
 

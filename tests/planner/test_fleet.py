@@ -1,5 +1,6 @@
 """A fleet from its document to its answer: complete, within every limit, reproducible."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,8 @@ import pytest
 from hwprofiles.errors import MoesaicError
 from planner.fleet_plan import FleetPlan
 from planner.pipeline import answer, parse_question, read_question
+from reports.pages import render_answer
+from reports.text import fleet_text
 
 FIRST = Path(__file__).parents[1] / "scenarios" / "shared-fleet.yaml"
 SMALL = {
@@ -56,14 +59,52 @@ def test_what_binds_is_named_with_what_more_of_it_gives():
     plan = answer(parse_question(SMALL))
     assert plan.worst_served_ratio < 1
     limits = {item.limit: item for item in plan.binding}
-    assert "machine dgx-h100" in limits
-    assert all(item.one_percent_more > plan.proof.objective for item in limits.values())
+    assert {"machine dgx-h100", "a tpot_s"} <= set(limits)
+    for item in limits.values():
+        gained = (item.without_objective, item.one_percent_more_objective)
+        assert all(value is None or value >= plan.objective_value for value in gained)
+        assert any(value and value > plan.objective_value for value in gained)
+    eased = {"classes": [SMALL["classes"][0] | {"limits": {}}, SMALL["classes"][1]]}
+    freed = answer(parse_question(SMALL | eased))
+    assert limits["a tpot_s"].without_objective == pytest.approx(freed.worst_served_ratio, rel=1e-3)
+    assert "its best substitute" in plan.runner_up
+    assert plan.runner_up in fleet_text(plan)
+    assert plan.runner_up in render_answer(plan)
+
+
+def test_limits_bind_on_what_is_spent_where_all_is_served(plan):
+    assert (plan.aim, plan.objective_value) == ("cost", pytest.approx(plan.usd_per_hour))
+    assert plan.binding
+    for item in plan.binding:
+        gained = (item.without_objective, item.one_percent_more_objective)
+        assert any(value and value < plan.objective_value for value in gained)
 
 
 def test_the_whole_demand_or_a_sentence_with_the_most():
     with pytest.raises(MoesaicError, match=r"[0-9.]+% of each is the most") as caught:
         answer(parse_question(SMALL | {"objective": "cost"}))
     assert caught.value.kind == "infeasible"
+
+
+CHEAP = SMALL | {"objective": "cost", "limits": {"usd_per_hour": 4.0}, "classes": [
+    SMALL["classes"][0] | {"workload": {"isl": 500, "osl": 100, "request_rate": 20}},
+    SMALL["classes"][1],
+]}  # fmt: skip
+
+
+def test_limits_in_conflict_and_the_cheapest_way_out_are_named():
+    """Two H100 and a processor serve both classes for 5 USD an hour; 4 are allowed."""
+    with pytest.raises(
+        MoesaicError, match="in conflict: usd_per_hour and a request_rate"
+    ) as caught:
+        answer(parse_question(CHEAP))
+    assert caught.value.kind == "infeasible"
+    way_out = re.search(r"; ([^;]*) would do$", caught.value.message)[1]
+    name, value = re.match(r"(.*) ([0-9.]+) in place of", way_out).groups()
+    assert name == "usd_per_hour"
+    assert answer(parse_question(CHEAP | {"limits": {name: float(value)}})).usd_per_hour == 5.0
+    with pytest.raises(MoesaicError):
+        answer(parse_question(CHEAP | {"limits": {name: float(value) * 0.99}}))
 
 
 def test_fewer_configurations_never_serve_more():
