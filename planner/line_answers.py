@@ -164,8 +164,9 @@ def _passes(of: Served) -> pl.DataFrame:
 
 def _explained(of: Served) -> tuple[list[Source], list[list[Row]]]:
     """How certain each line is, and where its decode pass spends its time."""
-    line_of = np.empty(of.priced.passes.height, dtype=np.intp)
-    line_of[of.priced.passes["point"].to_numpy()] = of.priced.passes["line"].to_numpy()
+    points = of.priced.passes["point"].to_numpy()
+    line_of = np.empty(int(points.max()) + 1, dtype=np.intp)
+    line_of[points] = of.priced.passes["line"].to_numpy()
     rows = line_of[of.priced.timed["point"].to_numpy()]
     decode = _passes(of)
     stages = stages_of(of.priced.timed, decode["point"].to_numpy().astype(np.intp))

@@ -149,8 +149,7 @@ class Batch:
                 passes = first.passes
             else:
                 phases = (DECODE,) if plain else (PREFILL, DECODE)
-                frame = part.lines.passes(running[left], phases)
-                pieces.append(Piece(left, _priced(frame, part.lines.questions)))
+                pieces.append(part.moved_on(left, running[left], phases))
                 passes = pieces[-1].priced.passes
             fed_by = None if prefill is None else prefill[left]
             now = part.running(_of_phase(passes, "decode"), held[left], fed_by)
@@ -159,9 +158,15 @@ class Batch:
             left = left[moved]
             if not len(left):
                 break
-        if len(left) or not pieces or not (plain or len(pieces) == 1):
-            return running, None
+        if not plain or first is None:
+            return running, first if len(pieces) == 1 and not len(left) else None
+        if len(left):
+            pieces.append(self.taken(left).moved_on(left, running[left]))
         return running, joined(pieces, self.lines.of)
+
+    def moved_on(self, lines: Codes, held: Array, phases: tuple[int, ...] = (DECODE,)) -> Piece:
+        """Passes of these lines with other requests in flight; `lines`: where they come from."""
+        return Piece(lines, _priced(self.lines.passes(held, phases), self.lines.questions))
 
     def running(self, decode: pl.DataFrame, held: Array, prefill: pl.DataFrame | None) -> Array:
         """Sequences that run at once.

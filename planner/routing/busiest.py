@@ -108,34 +108,44 @@ MOST_NUMBERS = 4_000_000
 def _busiest(table: Shares, moe: MoeFfn, place: tuple[int, int, int], tokens: Array) -> Array:
     """`place`: ranks, copies, and how many tokens are drawn for these batches."""
     ep, copies, size = place
-    owner, chosen = _owners(table, moe, ep, copies), chances(table, moe)
-    step = max(1, MOST_NUMBERS // (owner.size + max(len(owner), DRAWS) * ep))
+    step = max(1, MOST_NUMBERS // (max(len(table.array()), DRAWS) * (ep + moe.experts)))
     parts = [tokens[at : at + step] for at in range(0, len(tokens), step)]
-    active = np.concatenate([_active(table, moe, owner, part) for part in parts])
+    active = np.concatenate([_active(table, moe, (ep, copies), part) for part in parts])
     if ep == 1:
         return np.stack([np.ones_like(active), active, np.zeros_like(active)], axis=1)
-    expected = np.einsum("le,ler->lr", chosen, owner, optimize=True)
-    counts = drawn_counts(table, moe, size)
-    away = np.matmul(counts, owner) - size * expected[:, None, :]
-    found = [_ratios(away, expected, (moe.top_k, size), part) for part in parts]
+    away, expected = _drawn(table, moe, place)
+    found = [_ratios(away, expected, (moe.top_k, size, ep), part) for part in parts]
     ratio, error = (np.concatenate(side) for side in zip(*found, strict=True))
     return np.stack([ratio, active, error], axis=1)
 
 
+@lru_cache(maxsize=256)
+def _drawn(table: Shares, moe: MoeFfn, place: tuple[int, int, int]) -> tuple[Array, Array]:
+    """Drawn loads less the expected ones, [layers, draws, ranks], and the latter of one token.
+
+    Where ranks expect alike, the one that most is drawn for is the busiest: it stands for all.
+    """
+    ep, copies, size = place
+    owner = _owners(table, moe, ep, copies)
+    expected = np.einsum("le,ler->lr", chances(table, moe), owner, optimize=True)
+    away = np.matmul(drawn_counts(table, moe, size), owner) - size * expected[:, None, :]
+    if (expected == expected[:, :1]).all():
+        return away.max(axis=2, keepdims=True), expected[:, :1]
+    return away, expected
+
+
 def _ratios(
-    away: Array, expected: Array, choice: tuple[int, int], tokens: Array
+    away: Array, expected: Array, choice: tuple[int, int, int], tokens: Array
 ) -> tuple[Array, Array]:
     """Busiest rank over the mean, and its standard error, [tokens].
 
     Args:
         away: [layers, draws, ranks], drawn loads less the expected ones.
         expected: [layers, ranks], pairs of one token.
-        choice: top_k, and how many tokens were drawn.
+        choice: top_k, how many tokens were drawn, and ranks.
         tokens: tokens of a pass.
     """
-    (top_k, size), ep = choice, expected.shape[1]
-    if (expected == expected[:, :1]).all():  # ranks expect alike: the most drawn is the busiest
-        away, expected = away.max(axis=2, keepdims=True), expected[:, :1]
+    top_k, size, ep = choice
     many = tokens[:, None, None, None]
     deviation = away * np.sqrt(many / size)
     most = (many * expected[:, None, :] + deviation).max(axis=3)
@@ -147,12 +157,22 @@ def _ratios(
     return ratio.reshape(len(tokens), -1).mean(axis=1), within / np.sqrt(count)
 
 
-def _active(table: Shares, moe: MoeFfn, owner: Array, tokens: Array) -> Array:
-    """Experts with a token on the busiest rank, mean over layers."""
-    held, chosen = owner > 0, chances(table, moe)
-    if np.ptp(chosen) == 0:  # experts alike: the rank with most of them has most that are active
-        touched_each = 1 - (1 - np.minimum(chosen[0, :1], 1.0)) ** tokens
-        return np.asarray(held.sum(axis=1).max(axis=1).mean() * touched_each)
+@lru_cache(maxsize=256)
+def _most_alike(table: Shares, moe: MoeFfn, ep: int, copies: int) -> float | None:
+    """Experts of the fullest rank, mean over layers, where all are chosen alike; else none."""
+    if np.ptp(chances(table, moe)) > 0:
+        return None
+    held = _owners(table, moe, ep, copies) > 0
+    return float(held.sum(axis=1).max(axis=1).mean())
+
+
+def _active(table: Shares, moe: MoeFfn, place: tuple[int, int], tokens: Array) -> Array:
+    """Experts with a token on the busiest rank, mean over layers; `place`: ranks and copies."""
+    most = _most_alike(table, moe, *place)
+    if most is not None:
+        chance = np.minimum(chances(table, moe)[0, :1], 1.0)
+        return np.asarray(most * (1 - (1 - chance) ** tokens))
+    held = _owners(table, moe, *place) > 0
     touched = [_touched(table, moe, float(count)) for count in tokens]
     if len(touched[0]) == 1 and (held == held[0]).all():
         held = held[:1]

@@ -110,3 +110,17 @@ def test_a_rate_needs_the_fewest_callers_that_reach_it():
     del line["concurrency"]
     rate = one(line)["output_tokens_per_s_per_device"]["typical"] * 2 / QWEN["osl"]
     assert rate == pytest.approx(2.0, rel=1e-6)
+
+
+def test_pools_that_starve_each_other_settle_as_alone():
+    """Lines that move at other turns, or still move at the last, beside lines that never do."""
+    pools = {k: v for k, v in (QWEN | APART).items() if v is not None}
+    lines = [
+        pools | {"id": f"{isl}-{callers}", "isl": isl, "concurrency": callers}
+        for isl, callers in itertools.product((200, 2000, 20_000), (2, 300, 5000))
+    ]
+    rows = estimate_rows(lines, load_model)
+    held_up = [row["id"] for row in rows if "requests run at once" in str(row["assumptions"])]
+    assert 0 < len(held_up) < len(lines)
+    for line, row in zip(lines, rows, strict=True):
+        assert to_json(row) == to_json(one(line))
