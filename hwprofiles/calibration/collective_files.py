@@ -22,11 +22,13 @@ _NAMES = {
 _TYPES = {"float": "fp32", "half": "fp16", "bfloat16": "bf16", "int8": "int8", "fp32": "fp32",
           "fp16": "fp16", "bfp16": "bf16", "fp8_e4m3": "fp8"}  # fmt: skip
 _LINE = re.compile(
-    r"^\s*(\d+)\s+(\d+)\s+(\w+)\s+(\S+)\s+(-?\d+)\s+([0-9.]+)\s+([0-9.]+)\s+([0-9.]+)\s+(\S+)"
-    r"(?:\s+([0-9.]+)\s+([0-9.]+)\s+([0-9.]+)\s+(\S+))?"
+    r"^\s*(\d+)\s+(\d+)\s+(\w+)\s+(\S+)\s+(-?\d+)\s+([0-9.e+]+)\s+(\S+)\s+(\S+)\s+(\S+)"
+    r"(?:\s+([0-9.e+]+)\s+(\S+)\s+(\S+)\s+(\S+))?"
 )
 """size count type redop root, then time algbw busbw #wrong out of place and in place."""
 _MICRO = 1e-6
+_MOST_OFF = 1e-2
+"""Before nccl-tests 2.13 the last column is the largest difference of a value, not a count."""
 
 
 def collective(name: str | None, text: str = "") -> str:
@@ -62,24 +64,37 @@ def nccl_text_rows(
 ) -> Iterator[Row]:
     """Rows of the table that nccl-tests prints; sizes are a rank's larger buffer, as in our rows.
 
-    Wrong results are no measurement, so lines with a count of wrong values are left out.
+    Wrong results are no measurement: such rows say so and are set apart. Logs of NCCL between the
+    lines and indented copies are read, too.
     """
-    places = re.findall(r"^#\s+Rank\s+\d+.*?\bon\s+(\S+)\s+device", text, re.MULTILINE)
+    places = re.findall(r"^\s*#\s+Rank\s+\d+.*?\bon\s+(\S+)\s+device", text, re.MULTILINE)
     family = collective(kernel, text)
     ranks = _ranks(devices, len(places), "devices")
     hosts = nodes or len(set(places)) or 1
     version = re.search(r"nccl-library=(\d+)", text)
     for line in text.splitlines():
         match = _LINE.match(line)
-        if match is None or line.startswith("#"):
+        if match is None:
             continue
         times = [float(match[6])] + ([float(match[10])] if match[10] else [])
-        if any(wrong not in {None, "0", "N/A"} for wrong in (match[9], match[13])):
-            continue
-        yield _row(
+        row = _row(
             family, ranks, hosts, float(match[1]), _TYPES.get(match[3]), times,
             backend="nccl", version=version[1] if version else None,
         )  # fmt: skip
+        yield row | _wrong([match[9], match[13]], counted="#wrong" in text)
+
+
+def _wrong(cells: list[str | None], *, counted: bool) -> Row:
+    """The reason to set a row apart, where its results were wrong."""
+    for cell in cells:
+        try:
+            found = float(cell or 0)
+        except ValueError:  # N/A: not checked
+            continue
+        if found > (0 if counted else _MOST_OFF):
+            words = f"{found:.0f} wrong values" if counted else f"values off by {found:g}"
+            return {"reason": f"the tool found {words}"}
+    return {}
 
 
 def nccl_json_rows(
@@ -96,12 +111,14 @@ def nccl_json_rows(
     for result in data["results"]:
         parts = [result.get(place) or {} for place in ("out_of_place", "in_place")]
         times = [float(p["time"]) for p in parts if p.get("time") is not None]
-        if times and not any(p.get("nwrong") for p in parts):
-            yield _row(
-                family, ranks, nodes or len(hosts) or 1, float(result["size"]),
-                _TYPES.get(str(result.get("type"))), times, backend="nccl",
-                version=str(data.get("nccl_version") or "") or None,
-            )  # fmt: skip
+        if not times:  # -C reports the processor's time only
+            continue
+        row = _row(
+            family, ranks, nodes or len(hosts) or 1, float(result["size"]),
+            _TYPES.get(str(result.get("type"))), times, backend="nccl",
+            version=str(data.get("nccl_version") or "") or None,
+        )  # fmt: skip
+        yield row | _wrong([str(p.get("nwrong") or 0) for p in parts], counted=True)
 
 
 def hccl_rows(
@@ -109,17 +126,20 @@ def hccl_rows(
 ) -> Iterator[Row]:
     """Rows of an HCCL test table; it names neither collective nor ranks, so the user does.
 
-    Lines whose check failed are left out.
+    Lines whose check failed say so and are set apart.
     """
     family = collective(kernel, text)
     ranks = _ranks(devices, 0, "devices")
     for line in text.splitlines():
         cells = [cell.strip() for cell in line.split("|")]
-        if len(cells) >= 4 and cells[0].isdigit() and cells[3].lower() in {"success", "null"}:  # noqa: PLR2004 - the table's four columns
-            yield _row(
-                family, ranks, nodes or 1, float(cells[0]), None, [float(cells[1])],
-                backend="hccl", version=None,
-            )  # fmt: skip
+        if len(cells) < 4 or not cells[0].isdigit():  # noqa: PLR2004 - the table's four columns
+            continue
+        row = _row(
+            family, ranks, nodes or 1, float(cells[0]), None, [float(cells[1])],
+            backend="hccl", version=None,
+        )  # fmt: skip
+        checked = cells[3].lower() in {"success", "null"}
+        yield row if checked else row | {"reason": f"the tool's check said {cells[3]}"}
 
 
 def _row(  # noqa: PLR0913 - one argument a column

@@ -39,8 +39,9 @@ class Facts:
 def import_files(paths: Sequence[Path], facts: Facts, folder: Path) -> list[Row]:
     """Read files and add their rows to a folder's journals.
 
-    Kernel rows go to `measurements.jsonl`, serving figures to `serving.jsonl`, impossible kernel
-    rows to `quarantine.jsonl` with the reason. Nothing is written when a file cannot be read.
+    Kernel rows go to `measurements.jsonl`, serving figures to `serving.jsonl`, rows that are wrong
+    by their own file or impossible to `quarantine.jsonl` with the reason. Nothing is written when
+    a file cannot be read.
 
     Returns:
         One row a file: file, format, kernel_rows, serving_rows, set_apart.
@@ -55,13 +56,15 @@ def import_files(paths: Sequence[Path], facts: Facts, folder: Path) -> list[Row]
     answer = []
     for path, form, kernels, serving in read:
         good, bad = _judged(kernels, device)
+        served = [row for row in serving if "reason" not in row]
+        bad += [row for row in serving if "reason" in row]
         apart += bad
-        for name, rows in (("measurements.jsonl", good), ("serving.jsonl", serving)):
+        for name, rows in (("measurements.jsonl", good), ("serving.jsonl", served)):
             for row in rows:
                 Journal(folder / name).append(row)
         answer.append({
             "file": path.name, "format": form, "kernel_rows": len(good),
-            "serving_rows": len(serving), "set_apart": len(bad),
+            "serving_rows": len(served), "set_apart": len(bad),
         })  # fmt: skip
     write_text(folder / "quarantine.jsonl", "".join(dump(row, "jsonl") for row in apart))
     return answer
@@ -79,6 +82,8 @@ def _read(path: Path, facts: Facts, device: str) -> tuple[str, list[Row], list[R
     rows = [row | origin for row in found]
     if not rows:
         raise MoesaicError("invalid", f"{path.name} looks like {form} but holds no result")
+    if all("reason" in row for row in rows):
+        raise MoesaicError("invalid", f"{path.name} holds no good result: {rows[0]['reason']}")
     if "kernel" in rows[0]:
         named = [
             row | {"id": row_id(device, row["backend"], row), "disturbed": False} for row in rows
@@ -112,10 +117,11 @@ def _documents(path: Path, text: str) -> Iterator[Any]:
 def _judged(kernels: list[Row], device: str) -> tuple[list[Row], list[Row]]:
     if not kernels:
         return [], []
-    table = measurement_table(kernels)
+    table = measurement_table({k: v for k, v in row.items() if k != "reason"} for row in kernels)
     ranks, nodes = table["devices"].max() or 1, table["nodes"].max() or 1
     machine = cluster_for(device, int(str(ranks).split(".")[0]), int(str(nodes).split(".")[0]))
-    found = reasons(table, machine)
+    found = [row.get("reason") or reason
+             for row, reason in zip(kernels, reasons(table, machine), strict=True)]  # fmt: skip
     good = [row for row, reason in zip(kernels, found, strict=True) if reason is None]
     bad = [row | {"reason": reason} for row, reason in zip(kernels, found, strict=True) if reason]
     return good, bad

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import polars as pl
@@ -52,17 +52,32 @@ def serving_table(rows: list[Row]) -> pl.DataFrame:
 
 def vllm_rows(data: Any) -> Iterator[Row]:  # noqa: ANN401 - foreign JSON
     """`vllm bench serve --save-result`: one object a run."""
-    for run in _runs(data):
-        yield _benchmark(run, "vllm", run.get("model_id"), run.get("vllm_version"))
+    yield from _each(data, _vllm)
+
+
+def _vllm(run: Mapping[str, Any]) -> Row:
+    return _benchmark(run, "vllm", run.get("model_id"), run.get("vllm_version"))
 
 
 def sglang_rows(data: Any) -> Iterator[Row]:  # noqa: ANN401 - foreign JSON
     """`sglang.bench_serving --output-file`: a line a run."""
-    for run in _runs(data):
-        info = run.get("server_info") or {}
-        model = run.get("model_id") or info.get("model_path")
-        row = _benchmark(run, "sglang", model, info.get("version"))
-        yield row | _given(isl=run.get("random_input_len"), osl=run.get("random_output_len"))
+    yield from _each(data, _sglang)
+
+
+def _sglang(run: Mapping[str, Any]) -> Row:
+    info = run.get("server_info") or {}
+    model = run.get("model_id") or info.get("model_path")
+    row = _benchmark(run, "sglang", model, info.get("version"))
+    return row | _given(isl=run.get("random_input_len"), osl=run.get("random_output_len"))
+
+
+def _each(data: Any, read: Callable[[Mapping[str, Any]], Row]) -> Iterator[Row]:  # noqa: ANN401 - foreign JSON
+    """Rows of all runs; one that cannot be read says why and is set apart."""
+    for number, run in enumerate(_runs(data), start=1):
+        try:
+            yield read(run)
+        except MoesaicError as error:
+            yield {"backend": read.__name__.lstrip("_"), "reason": f"run {number}: {error.message}"}
 
 
 def _runs(data: Any) -> list[Mapping[str, Any]]:  # noqa: ANN401 - foreign JSON

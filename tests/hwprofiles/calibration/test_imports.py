@@ -77,7 +77,7 @@ def test_nccl_text(tmp_path: Path) -> None:
     out = tmp_path / "out"
     (answer,) = import_files([write(tmp_path, "ar.txt", NCCL)], Facts("h100-sxm"), out)
     assert answer["format"] == "nccl-tests"
-    assert (answer["kernel_rows"], answer["set_apart"]) == (2, 1)
+    assert (answer["kernel_rows"], answer["set_apart"]) == (2, 2)
     small, large = Journal(out / "measurements.jsonl").read()
     assert small["kernel"] == "all_reduce"
     assert (small["devices"], small["nodes"], small["dtype"]) == (4, 2, "fp16")
@@ -87,8 +87,45 @@ def test_nccl_text(tmp_path: Path) -> None:
     assert "sha256" in small["source"]
     assert "ar.txt" in small["source"]
     assert small["backend_version"] == "22808"
-    apart = json.loads((out / "quarantine.jsonl").read_text())
-    assert "zero or negative" in apart["reason"]
+    wrong, zero = map(json.loads, (out / "quarantine.jsonl").read_text().splitlines())
+    assert wrong["reason"] == "the tool found 7 wrong values"
+    assert "zero or negative" in zero["reason"]
+
+
+OLD = """    # nThread 1 nGpus 2 minBytes 8 maxBytes 134217728 step: 2(factor) iters: 20
+    # Using devices
+    #   Rank  0 Pid  21284 on node1 device  0 [0xa4] NVIDIA H100 80GB HBM3
+    #   Rank  1 Pid  21284 on node1 device  1 [0xa9] NVIDIA H100 80GB HBM3
+    # all_reduce_perf
+    node1:880:888 [1] NCCL INFO comm 0x55 rank 1 nranks 2 cudaDev 1 busId a9000 - Init COMPLETE
+    #                                                     out-of-place                in-place
+    #       size    count    type   redop     time   algbw   busbw  error     time   algbw   busbw
+    134217728  33554432  float  sum  -1  857.6  156.51  156.51  4e-07  819.6  163.76  163.76  4e-07
+    268435456  67108864  float  sum  -1  1.5e+03  185.74  185.74  3e+00  1441.9  186.1  186.1  4e-07
+    536870912  134217728  float  sum  -1  2789.9  192.43  192.43  N/A  2793.6  192.18  192.18  N/A
+    # Out of bounds values : 0 OK
+"""
+
+
+def test_old_nccl_text_between_logs(tmp_path: Path) -> None:
+    """Before the count of wrong values stood the largest difference, which rounding makes."""
+    out = tmp_path / "out"
+    (answer,) = import_files([write(tmp_path, "ar.txt", OLD)], Facts("h100-sxm"), out)
+    assert (answer["kernel_rows"], answer["set_apart"]) == (2, 1)
+    rows = list(Journal(out / "measurements.jsonl").read())
+    assert [row["median_s"] for row in rows] == pytest.approx([857.6e-6, 2789.9e-6])
+    assert {(row["devices"], row["nodes"]) for row in rows} == {(2, 1)}
+    assert "values off by 3" in json.loads((out / "quarantine.jsonl").read_text())["reason"]
+
+
+def test_one_bad_run_of_many_is_set_apart(tmp_path: Path) -> None:
+    runs = [SGLANG, SGLANG | {"completed": 0}, SGLANG | {"mean_ttft_ms": 1, "median_ttft_ms": -1}]
+    text = "\n".join(json.dumps(run) for run in runs)
+    (answer,) = import_files([write(tmp_path, "s.jsonl", text)], Facts("h100-sxm"), tmp_path)
+    assert (answer["serving_rows"], answer["set_apart"]) == (1, 2)
+    apart = [json.loads(line) for line in (tmp_path / "quarantine.jsonl").read_text().splitlines()]
+    assert ["run 2" in apart[0]["reason"], "run 3" in apart[1]["reason"]] == [True, True]
+    assert "below zero" in apart[1]["reason"]
 
 
 def test_nccl_json(tmp_path: Path) -> None:
@@ -120,6 +157,8 @@ def test_hccl_needs_to_be_told(tmp_path: Path) -> None:
     facts = Facts("ascend-a2-376t", "all_reduce", 8, 1)
     (answer,) = import_files([path], facts, tmp_path)
     assert answer["kernel_rows"] == 1
+    assert answer["set_apart"] == 1
+    assert "check said failed" in (tmp_path / "quarantine.jsonl").read_text()
     (row,) = Journal(tmp_path / "measurements.jsonl").read()
     assert (row["library"], row["median_s"]) == ("hccl", pytest.approx(84.35e-6))
 
