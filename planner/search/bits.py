@@ -25,6 +25,7 @@ from planner.search.solver import Programme, Solution
 Array = NDArray[np.float64]
 Whole = NDArray[np.int64]
 LOSS = "quant_loss_"
+TIME_LIMIT_S = 600.0
 EXACT_GAP_RATIO = 1e-9
 """The smallest distance between best and second best in the authors' problems is 1.8e-6."""
 
@@ -175,7 +176,7 @@ def _next(part: _Part, question: BitsQuestion, here: Whole) -> Whole | None:
     programme, picks = _stated(part, question)
     same = [(row[part.widths.index(int(j))], 1) for row, j in zip(picks, here, strict=True)]
     programme.require("other", programme.total(same) <= len(here) - 1)
-    solution = programme.solve(gap_ratio=EXACT_GAP_RATIO)
+    solution = programme.solve_guarded(gap_ratio=EXACT_GAP_RATIO, time_limit_s=TIME_LIMIT_S)
     return _bits_of(solution, picks, part.widths) if solution.values else None
 
 
@@ -226,7 +227,7 @@ def _bits_of(solution: Solution, picks: list[list[object]], widths: list[int]) -
 
 def _solve(part: _Part, question: BitsQuestion) -> tuple[Solution, Whole]:
     programme, picks = _stated(part, question)
-    solution = programme.solve(gap_ratio=EXACT_GAP_RATIO)
+    solution = programme.solve_guarded(gap_ratio=EXACT_GAP_RATIO, time_limit_s=TIME_LIMIT_S)
     if not solution.values:
         least = len(part.costs) * part.widths[0]
         raise MoesaicError(

@@ -133,7 +133,7 @@ def _useful(points: Path) -> Path:
 def _choose(curves: list[Curve], budget: Budget) -> tuple[list[int], float, float]:
     """One point a layer; which, the sum of their values, and its bound."""
     programme, picks = state_moves(curves, budget)
-    solution = programme.solve(time_limit_s=TIME_LIMIT_S)
+    solution = programme.solve_guarded(time_limit_s=TIME_LIMIT_S)
     chosen = [int(np.argmax([solution.values[str(x)] for x in row])) for row in picks]
     return chosen, solution.objective, solution.bound
 

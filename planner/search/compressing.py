@@ -15,6 +15,7 @@ from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
 from hwprofiles.document import Document, invalid
 from hwprofiles.errors import MoesaicError
+from hwprofiles.units import Bytes
 from planner.compression import importance
 from planner.compression.costs import CompressionCosts, costs_of
 from planner.compression.experts import ExpertTable, expert_table
@@ -31,6 +32,7 @@ from planner.search.pruning import (
     choose_units,
 )
 from planner.search.shrinking import ShrinkAnswer, ShrinkQuestion, shrink
+from planner.search.solver import MEMORY_BYTES, limited
 
 Array = NDArray[np.float64]
 
@@ -68,14 +70,23 @@ class FactorRow(Document):
     """Output error by bits."""
 
 
-class BitsBody(BitsQuestion):
+class SolverLimits(Document):
+    """What the programmes of a question may take together."""
+
+    time_limit_s: Annotated[float, Field(gt=0, le=86_400)] = 600.0
+    """Beyond it the best found so far is the answer, flagged `feasible` with its gap."""
+    memory_limit_bytes: Annotated[Bytes, Field(gt=0)] = MEMORY_BYTES
+    """What the process of a larger programme may take."""
+
+
+class BitsBody(BitsQuestion, SolverLimits):
     """A bit budget and the factors of every expert."""
 
     method: Literal["bits"] = "bits"
     factors: Annotated[tuple[FactorRow, ...], Field(min_length=1)]
 
 
-class PruneBody(PruneQuestion):
+class PruneBody(PruneQuestion, SolverLimits):
     """Which experts stay, by scores or by a router trace."""
 
     method: Literal["prune"] = "prune"
@@ -88,7 +99,7 @@ class PruneBody(PruneQuestion):
     """Experts a token runs."""
 
 
-class AtomicBody(UnitQuestion):
+class AtomicBody(UnitQuestion, SolverLimits):
     """Which inner units stay."""
 
     method: Literal["atomic"] = "atomic"
@@ -96,7 +107,7 @@ class AtomicBody(UnitQuestion):
     """Layers x experts x units."""
 
 
-class MergeBody(MergeQuestion):
+class MergeBody(MergeQuestion, SolverLimits):
     """Which experts share weights."""
 
     method: Literal["merge"] = "merge"
@@ -107,7 +118,7 @@ class MergeBody(MergeQuestion):
     """Merged experts lose their router row."""
 
 
-class FitBody(ShrinkQuestion):
+class FitBody(ShrinkQuestion, SolverLimits):
     """What to drop and to quantise so that a model fits."""
 
     method: Literal["fit"] = "fit"
@@ -159,6 +170,11 @@ def compress(body: Any, model: MoeModel | None = None) -> Compressed:  # noqa: A
     Raises:
         MoesaicError: as each method says; `invalid` when the model has another shape.
     """
+    with limited(body.time_limit_s, body.memory_limit_bytes):
+        return _compressed(body, model)
+
+
+def _compressed(body: Any, model: MoeModel | None) -> Compressed:  # noqa: ANN401 - Body
     if isinstance(body, FitBody):
         return _fit(body, model)
     table = None if model is None else expert_table(model)

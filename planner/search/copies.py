@@ -51,7 +51,7 @@ def choose_copies(question: PlacementQuestion, shares: Array, layers: Ints) -> l
         best = min(fits, key=value.__getitem__)
         return [best * question.devices - question.experts] * len(layers)
     programme, picks = state_copies(options, sizes, room)
-    values = programme.solve(time_limit_s=TIME_LIMIT_S).values
+    values = programme.solve_guarded(time_limit_s=TIME_LIMIT_S).values
     chosen = [int(np.argmax([values[str(x)] for x in row])) for row in picks]
     return [options[i][k].width * question.devices - question.experts
             for i, k in enumerate(chosen)]  # fmt: skip

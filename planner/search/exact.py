@@ -44,7 +44,9 @@ def tightened(packing: Packing, weights: Array, speeds: Array, pins: Pins) -> Pa
     """
     slots = packing.experts.size
     programme, picks = state_layer(weights, slots, speeds, packing.max_over_mean, pins)
-    solution = programme.solve(most_nodes=NODES, time_limit_s=TIME_LIMIT_S)
+    solution = programme.attempt(most_nodes=NODES, time_limit_s=TIME_LIMIT_S)
+    if solution is None:
+        return packing
     if solution.status == "open":
         return Packing(packing.experts, packing.max_over_mean, max(packing.bound, solution.bound))
     if not solution.values:

@@ -113,8 +113,9 @@ def assign_groups(loads: Array, nodes: int) -> tuple[Ints, float]:
     groups = loads.shape[1]
     if groups * nodes > MOST_STATED:
         return _packed(loads, nodes)
-    solution = state_groups(loads, nodes).solve(time_limit_s=TIME_LIMIT_S, most_nodes=NODES)
-    if not solution.values:
+    programme = state_groups(loads, nodes)
+    solution = programme.attempt(time_limit_s=TIME_LIMIT_S, most_nodes=NODES)
+    if solution is None or not solution.values:
         return _packed(loads, nodes)
     chosen = np.array(
         [[solution.values[f"on_{g}_{n}"] for n in range(nodes)] for g in range(groups)]

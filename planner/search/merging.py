@@ -138,7 +138,7 @@ def _least_loss(frequency: Array, logits: Array, question: MergeQuestion) -> tup
             f"takes {MOST_PAIRS}; by: use takes any number", "/by",
         )  # fmt: skip
     programme, joins = state_merging(lost_shares(frequency, logits), question)
-    solution = programme.solve(time_limit_s=TIME_LIMIT_S, gap_ratio=GAP_RATIO)
+    solution = programme.solve_guarded(time_limit_s=TIME_LIMIT_S, gap_ratio=GAP_RATIO)
     joined = np.array([[[solution.values[str(x)] for x in row] for row in grid] for grid in joins])
     owners = joined.argmax(axis=2)
     for layer in owners:

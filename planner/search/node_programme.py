@@ -91,9 +91,11 @@ def state_visits(cost: Visits, rows: Array, room: Room) -> tuple[Programme, Grid
 def solved(stated: tuple[Programme, Grid], time_limit_s: float) -> Assigned:
     """Solve either programme."""
     programme, counts = stated
-    solution = programme.solve(
+    solution = programme.attempt(
         most_nodes=NODES, gap_ratio=GAP_RATIO, time_limit_s=max(time_limit_s, 0.1)
     )
+    if solution is None:
+        return Assigned(None, 0.0)
     if not solution.values:
         return Assigned(None, solution.bound if solution.status == "open" else np.inf)
     found = [[round(solution.values[str(z)]) for z in row] for row in counts]

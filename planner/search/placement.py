@@ -24,6 +24,7 @@ from planner.search.placement_answer import (
 from planner.search.placement_limits import check, possible, rivals
 from planner.search.placement_question import Map, Matrix, PlacementQuestion
 from planner.search.reasons import contradiction
+from planner.search.solver import limited
 
 __all__ = ["Map", "Matrix", "Placement", "PlacementQuestion", "place"]
 
@@ -45,6 +46,11 @@ def place(
         MoesaicError: `invalid` for loads or maps that do not match, `infeasible` for wishes that
             contradict each other: the fewest of them, and the cheapest that would do.
     """
+    with limited(question.time_limit_s, question.memory_limit_bytes):
+        return _placed(question, score, known)
+
+
+def _placed(question: PlacementQuestion, score: Matrix | None, known: Map | None) -> Placement:
     clock = Clock(question.time_limit_s, time.perf_counter())
     shares = question.shares()
     if question.robust == "mean":
@@ -63,10 +69,10 @@ def place(
         for i, count in zip(layers, copies, strict=True)
     ]  # fmt: skip
     packings = [one.packing for one in solved]
-    limited = None
+    joined = None
     if question.max_moves is not None or question.max_move_bytes is not None:
-        limited = _limited(question, layers, today, packings, shares)
-        packings = limited.packings
+        joined = _limited(question, layers, today, packings, shares)
+        packings = joined.packings
     elif question.current is not None and _free(question):
         packings = [
             Packing(aligned(old, p.experts, speeds), p.max_over_mean, p.bound)
@@ -76,7 +82,7 @@ def place(
     baselines = [one.baseline for one in solved]
     judged = _judged(layers, today, packings, shares, speeds)
     said = _said(question, solved)
-    budget = None if limited is None else _moves(question, layers, today, limited)
+    budget = None if joined is None else _moves(question, layers, today, joined)
     proof = proof_of(question.objective, question.traffic_weight, judged,
                      said.get("traffic", ()), budget)  # fmt: skip
     return Placement(
@@ -150,13 +156,13 @@ def _limited(
     return limit_moves(today, packings, shares[:, layers], question.relative_speeds(), budget, pins)
 
 
-def _moves(question: PlacementQuestion, layers: Ints, today: list[Ints], limited: Limited) -> Moves:
+def _moves(question: PlacementQuestion, layers: Ints, today: list[Ints], joined: Limited) -> Moves:
     sizes = question.layer_bytes()[layers]
     carried = [moved(old, new.experts) * size
-               for old, new, size in zip(today, limited.packings, sizes, strict=True)]  # fmt: skip
+               for old, new, size in zip(today, joined.packings, sizes, strict=True)]  # fmt: skip
     return Moves(
-        max_over_mean_sum=limited.value, bound=limited.bound,
-        gap_ratio=limited.value / limited.bound - 1,
+        max_over_mean_sum=joined.value, bound=joined.bound,
+        gap_ratio=joined.value / joined.bound - 1,
         moved_bytes=float(sum(carried)) if question.expert_bytes else 0.0,
     )  # fmt: skip
 

@@ -12,6 +12,7 @@ from hwprofiles.document import Document
 from hwprofiles.errors import MoesaicError
 from hwprofiles.units import Bytes
 from planner.search.pins import Pin
+from planner.search.solver import MEMORY_BYTES
 
 Array = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -76,6 +77,8 @@ class PlacementQuestion(Document):
     """Node where each token is; none: on any node equally."""
     time_limit_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 600.0
     """Beyond it the best found so far is the answer, and says so."""
+    memory_limit_bytes: Annotated[Bytes, Field(gt=0)] = MEMORY_BYTES
+    """What the process of a larger programme may take."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

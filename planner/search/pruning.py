@@ -148,7 +148,7 @@ def _counts(shares: Array, least: Whole, sizes: Array, budget: float) -> tuple[W
     programme, more = state_pruning(gains, least, sizes, room)
     if not any(more) or room < float(sizes.min()):
         return least, fixed
-    solution = programme.solve(time_limit_s=TIME_LIMIT_S)
+    solution = programme.solve_guarded(time_limit_s=TIME_LIMIT_S)
     taken = [sum(round(solution.values[str(x)]) for x in row) for row in more]
     return least + np.array(taken), fixed + solution.bound
 

@@ -1,20 +1,18 @@
 """Integer programmes stated with PuLP and solved by HiGHS; the only file that knows either.
 
 A solution carries status, bound and gap, read from the solver itself: on a time limit PuLP reports
-"Optimal", and on an infeasible model it still returns numbers. `python -m planner.search.solver`
-solves an MPS file in a process of its own, which can be killed.
+"Optimal", and on an infeasible model it still returns numbers. Larger programmes can be solved in a
+process of their own (`solver_process`), which is killed beyond its limits.
 """
 
 from __future__ import annotations
 
-import itertools
-import json
+import contextlib
 import math
-import subprocess
-import sys
-import tempfile
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+import time
+from collections.abc import Iterable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +20,8 @@ import pulp
 
 from hwprofiles.errors import MoesaicError
 from planner.recent import Recent
+from planner.search import solver_process
+from planner.search.solver_process import Asked, Ended, Model, read_end, run, solve_apart
 
 Status = Literal["optimal", "feasible", "infeasible", "unbounded", "open"]
 """Open: a limit on nodes ended the search before anything was found; only the bound is known."""
@@ -59,6 +59,12 @@ class Relaxed:
     solve_s: float
 
 
+MOST_HERE = 500
+"""Variables up to which a guarded programme is solved in the asking process: milliseconds."""
+MEMORY_BYTES = 8 * 2.0**30
+"""Address space of a solver's process where nothing else is said."""
+LEAST_S = 0.1
+"""Seconds that a programme gets when the time is over: enough for a first answer."""
 SMALL = 100
 """Variables up to which the feasibility jump costs more than it saves (6 ms of 8 for 19)."""
 
@@ -84,6 +90,10 @@ class Programme:
     def total(self, terms: Iterable[tuple[Expression, float]]) -> Expression:
         """Sum variable × coefficient pairs in PuLP's list form."""
         return pulp.LpAffineExpression(list(terms))
+
+    def variable(self, name: str) -> Expression:
+        """The variable of a name."""
+        return next(v for v in self._problem.variables() if v.name == name)
 
     def require(self, name: str, constraint: Expression) -> None:
         """Add a constraint under a name that explanations may use."""
@@ -117,22 +127,17 @@ class Programme:
             MoesaicError: `internal` when the time limit comes before any solution, or the solver
                 fails.
         """
-        model = Model.of(self._problem)
-        small = len(model.names) <= SMALL
-        limit = {} if most_nodes is None else {"mip_max_nodes": most_nodes}
-        options = {
-            "mip_rel_gap": gap_ratio, "threads": threads, "time_limit": time_limit_s,
-            "random_seed": 0, "mip_heuristic_run_feasibility_jump": not small, **limit,
-        }  # fmt: skip
-        if not small:
+        model = model_of(self._problem)
+        options = _options(model, gap_ratio, threads, most_nodes) | {"time_limit": time_limit_s}
+        if len(model.names) > SMALL:
             return self._solved(model, options)
         key = (model, tuple(options.items()))
         return RECENT.get(key, lambda: self._solved(model, options), lambda _: model.bytes)
 
     def _solved(self, model: Model, options: dict[str, Any]) -> Solution:
-        highs = _run(model, options)
+        highs = run(model, options)
         values = dict(zip(model.names, highs.getSolution().col_value, strict=False))
-        return self._solution(_ended(highs), values, options["time_limit"])
+        return self._solution(read_end(highs), values, options["time_limit"])
 
     def relax(self) -> Relaxed:
         """Solve without whole numbers: a bound, and what variables and constraints are worth.
@@ -140,9 +145,9 @@ class Programme:
         Raises:
             MoesaicError: `internal` when the solver fails.
         """
-        model = replace(Model.of(self._problem), whole=())
-        highs = _run(model, {"threads": 1, "random_seed": 0})
-        ended = _ended(highs)
+        model = replace(model_of(self._problem), whole=())
+        highs = run(model, {"threads": 1, "random_seed": 0})
+        ended = read_end(highs)
         sign = -1.0 if self._problem.sense == pulp.LpMaximize else 1.0
         if ended.status != "kOptimal":
             return Relaxed(ended.status == "kInfeasible", math.nan, {}, {}, ended.run_s)
@@ -156,28 +161,62 @@ class Programme:
             solve_s=ended.run_s,
         )  # fmt: skip
 
-    def solve_apart(
-        self,
-        *,
-        time_limit_s: float,
-        memory_limit_bytes: float,
-        gap_ratio: float = 1e-6,
-        most_nodes: int | None = None,
+    def solve_guarded(
+        self, *, time_limit_s: float = 60.0, gap_ratio: float = 1e-6, most_nodes: int | None = None
     ) -> Solution:
-        """Solve as `solve` does, in a process of its own that is killed beyond its limits.
+        """Solve small programmes here, larger ones in a kept process, within the limits set.
 
-        Starting it takes about 0.3 s; worth it where a programme may outgrow this machine.
+        `limited` sets time and memory for all programmes of a question.
 
         Raises:
-            MoesaicError: as `solve`, and `internal` when the process had to be killed.
+            MoesaicError: as `solve_apart`.
         """
-        with tempfile.TemporaryDirectory() as folder:
-            model = Path(folder) / "model.mps"
-            self._problem.writeMPS(str(model), mpsSense=pulp.LpMinimize)
-            asked = {"model": str(model), "time_limit_s": time_limit_s, "most_nodes": most_nodes,
-                     "gap_ratio": gap_ratio, "memory_limit_bytes": memory_limit_bytes}  # fmt: skip
-            said = _run_apart(asked)
-        return self._solution(Ended(**said["ended"]), said["values"], time_limit_s)
+        until, memory_limit_bytes = _LIMITS.get()
+        left_s = max(min(time_limit_s, until - time.perf_counter()), LEAST_S)
+        if len(self._problem.variables()) <= MOST_HERE:
+            return self.solve(time_limit_s=left_s, gap_ratio=gap_ratio, most_nodes=most_nodes)
+        return self.solve_apart(
+            time_limit_s=left_s, memory_limit_bytes=memory_limit_bytes, gap_ratio=gap_ratio,
+            most_nodes=most_nodes,
+        )  # fmt: skip
+
+    def attempt(
+        self, *, time_limit_s: float, gap_ratio: float = 1e-6, most_nodes: int | None = None
+    ) -> Solution | None:
+        """As `solve_guarded`; none where its limits ended it before anything was found."""
+        try:
+            return self.solve_guarded(
+                time_limit_s=time_limit_s, gap_ratio=gap_ratio, most_nodes=most_nodes
+            )
+        except MoesaicError:
+            return None
+
+    def solve_apart(
+        self, *, time_limit_s: float, memory_limit_bytes: float, gap_ratio: float = 1e-6,
+        most_nodes: int | None = None,
+    ) -> Solution:  # fmt: skip
+        """Solve as `solve` does, in a process of its own that is killed beyond its limits.
+
+        The process is kept for the next programme. What it found before it was killed or died is
+        the answer, flagged `feasible` with its gap.
+
+        Raises:
+            MoesaicError: as `solve`, and `internal` when the process had to be killed, or died,
+                before it had found a solution and a bound.
+        """
+        model = model_of(self._problem)
+        options = _options(model, gap_ratio, 1, most_nodes) | {"time_limit": time_limit_s}
+        said = solve_apart(Asked(model, options, memory_limit_bytes))
+        if said.status in ("died", "killed") and not (said.found and math.isfinite(said.bound)):
+            limit_s = time_limit_s + solver_process.GRACE_S
+            why = f"was killed after {limit_s:g} s" if said.status == "killed" else "died"
+            raise MoesaicError(
+                "internal",
+                f"{self._problem.name}: the solver's process {why} and had found nothing; it may "
+                f"use {memory_limit_bytes / 2**30:.2f} GiB and {time_limit_s:g} s",
+            )
+        values = dict(zip(model.names, said.values, strict=False))
+        return self._solution(said, values, time_limit_s)
 
     def _solution(self, ended: Ended, values: dict[str, float], time_limit_s: float) -> Solution:
         if ended.status in ("kInfeasible", "kUnboundedOrInfeasible"):
@@ -207,155 +246,51 @@ class Programme:
         return Solution(status, objective, bound, gap, ended.run_s, values)
 
 
-@dataclass(frozen=True)
-class Model:
-    """A programme as HiGHS is given it: a minimisation, rows in the order they were required in."""
-
-    names: tuple[str, ...]
-    cost: tuple[float, ...]
-    bounds: tuple[tuple[float | None, float | None], ...]
-    """Of each variable."""
-    whole: tuple[bool, ...]
-    """Variables in whole numbers; empty: none is."""
-    sides: tuple[tuple[float | None, float | None], ...]
-    """Of each row."""
-    terms: tuple[tuple[tuple[int, float], ...], ...]
-    """Variables and coefficients of each row."""
-
-    @classmethod
-    def of(cls, problem: Any) -> Model:  # noqa: ANN401 - PuLP carries no types
-        """What PuLP holds; its own hand-over, value by value, costs 1 ms more."""
-        variables = problem.variables()
-        place = {id(variable): number for number, variable in enumerate(variables)}
-        sign = -1.0 if problem.sense == pulp.LpMaximize else 1.0
-        cost = [0.0] * len(variables)
-        for variable, worth in problem.objective.items():
-            cost[place[id(variable)]] = sign * worth
-        rows = problem.constraints()
-        whole = tuple(v.cat == "Integer" for v in variables)
-        return cls(
-            names=tuple(v.name for v in variables), cost=tuple(cost),
-            bounds=tuple((v.lowBound, v.upBound) for v in variables),
-            whole=whole if any(whole) else (),
-            sides=tuple((row.getLb(), row.getUb()) for row in rows),
-            terms=tuple(
-                tuple((place[id(v)], float(k)) for v, k in row.items() if k != 0) for row in rows
-            ),
-        )  # fmt: skip
-
-    @property
-    def bytes(self) -> float:
-        """Roughly what remembering it takes."""
-        return 200.0 * (len(self.names) + len(self.sides)) + 100.0 * sum(map(len, self.terms))
+def model_of(problem: Any) -> Model:  # noqa: ANN401 - PuLP carries no types
+    """What PuLP holds; its own hand-over, value by value, costs 1 ms more."""
+    variables = problem.variables()
+    place = {id(variable): number for number, variable in enumerate(variables)}
+    sign = -1.0 if problem.sense == pulp.LpMaximize else 1.0
+    cost = [0.0] * len(variables)
+    for variable, worth in problem.objective.items():
+        cost[place[id(variable)]] = sign * worth
+    rows = problem.constraints()
+    whole = tuple(v.cat == "Integer" for v in variables)
+    return Model(
+        names=tuple(v.name for v in variables), cost=tuple(cost),
+        bounds=tuple((v.lowBound, v.upBound) for v in variables),
+        whole=whole if any(whole) else (),
+        sides=tuple((row.getLb(), row.getUb()) for row in rows),
+        terms=tuple(
+            tuple((place[id(v)], float(k)) for v, k in row.items() if k != 0) for row in rows
+        ),
+    )  # fmt: skip
 
 
 RECENT: Recent[Solution] = Recent(most_bytes=8 * 2.0**20)
 """Small programmes solved of late: questions that differ in a limit often come to the same one."""
 
 
-def _run(model: Model, options: dict[str, Any]) -> Any:  # noqa: ANN401 - highspy has no types
-    """Hand HiGHS the model as arrays and run it."""
-    import highspy
-
-    inf = highspy.kHighsInf
-    given: Any = highspy.HighsLp()
-    given.num_col_, given.col_cost_ = len(model.names), model.cost
-    given.col_lower_, given.col_upper_ = _ends(model.bounds, inf)
-    if model.whole:
-        kinds = highspy.HighsVarType
-        given.integrality_ = [kinds.kInteger if w else kinds.kContinuous for w in model.whole]
-    given.num_row_ = len(model.sides)
-    given.row_lower_, given.row_upper_ = _ends(model.sides, inf)
-    matrix = given.a_matrix_
-    matrix.format_ = highspy.MatrixFormat.kRowwise
-    matrix.num_col_, matrix.num_row_ = len(model.names), len(model.sides)
-    matrix.start_ = list(itertools.accumulate(map(len, model.terms), initial=0))
-    matrix.index_ = [number for row in model.terms for number, _ in row]
-    matrix.value_ = [value for row in model.terms for _, value in row]
-    highs: Any = highspy.Highs  # it carries no types
-    highs = highs()
-    for name, value in {"output_flag": False, **options}.items():
-        highs.setOptionValue(name, value)
-    highs.passModel(given)
-    highs.run()
-    return highs
+def _options(
+    model: Model, gap_ratio: float, threads: int, most_nodes: int | None
+) -> dict[str, Any]:
+    """What HiGHS is told, here as in a process of its own."""
+    limit = {} if most_nodes is None else {"mip_max_nodes": most_nodes}
+    return {
+        "mip_rel_gap": gap_ratio, "threads": threads, "random_seed": 0,
+        "mip_heuristic_run_feasibility_jump": len(model.names) > SMALL, **limit,
+    }  # fmt: skip
 
 
-def _ends(
-    pairs: tuple[tuple[float | None, float | None], ...], inf: float
-) -> tuple[list[float], list[float]]:
-    """Lower and upper ends; none: without end."""
-    lower = [-inf if low is None else low for low, _ in pairs]
-    return lower, [inf if high is None else high for _, high in pairs]
+_LIMITS: ContextVar[tuple[float, float]] = ContextVar("limits", default=(math.inf, MEMORY_BYTES))
 
 
-@dataclass(frozen=True)
-class Ended:
-    """How a run of HiGHS ended, in its own minimising sense."""
-
-    status: str
-    found: bool
-    objective: float
-    bound: float
-    run_s: float
-
-
-def _ended(highs: Any) -> Ended:  # noqa: ANN401 - highspy has no types
-    info = highs.getInfo()
-    return Ended(
-        status=str(highs.getModelStatus()).rpartition(".")[2],
-        found=str(info.primal_solution_status) in ("2", "SolutionStatus.kSolutionStatusFeasible"),
-        objective=float(info.objective_function_value),
-        bound=float(info.mip_dual_bound),
-        run_s=float(highs.getRunTime()),
-    )
-
-
-GRACE_S = 5.0
-"""A process may take this long beyond its time limit to start, read the model and write."""
-
-
-def _run_apart(asked: dict[str, Any]) -> dict[str, Any]:
-    command = [sys.executable, "-m", __name__, json.dumps(asked)]
-    limit_s = asked["time_limit_s"] + GRACE_S
+@contextlib.contextmanager
+def limited(time_limit_s: float, memory_limit_bytes: float) -> Iterator[None]:
+    """Limit all programmes that are solved guarded inside, together."""
+    until = min(time.perf_counter() + time_limit_s, _LIMITS.get()[0])
+    token = _LIMITS.set((until, memory_limit_bytes))
     try:
-        done = subprocess.run(  # noqa: S603 - our own interpreter and module
-            command, capture_output=True, text=True, timeout=limit_s, check=False
-        )
-    except subprocess.TimeoutExpired:
-        raise MoesaicError("internal", f"the solver was killed after {limit_s:g} s") from None
-    if done.returncode:
-        raise MoesaicError(
-            "internal",
-            f"the solver's process ended with status {done.returncode}; it may use "
-            f"{asked['memory_limit_bytes'] / 2**30:.2f} GiB and {asked['time_limit_s']:g} s",
-        )
-    said: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return said
-
-
-def _solve_file(asked: dict[str, Any]) -> dict[str, Any]:
-    """Inside the process of its own: solve a file under a memory limit."""
-    import resource
-
-    import highspy
-
-    most = int(asked["memory_limit_bytes"])
-    resource.setrlimit(resource.RLIMIT_AS, (most, most))
-    highs: Any = highspy.Highs  # it carries no types
-    highs = highs()
-    options = {"output_flag": False, "time_limit": asked["time_limit_s"], "threads": 1,
-               "mip_rel_gap": asked["gap_ratio"], "random_seed": 0}  # fmt: skip
-    if asked["most_nodes"] is not None:
-        options["mip_max_nodes"] = asked["most_nodes"]
-    for name, value in options.items():
-        highs.setOptionValue(name, value)
-    highs.readModel(asked["model"])
-    highs.run()
-    names = highs.getLp().col_names_
-    values = dict(zip(names, highs.getSolution().col_value, strict=False))
-    return {"ended": asdict(_ended(highs)), "values": values}
-
-
-if __name__ == "__main__":
-    sys.stdout.write(json.dumps(_solve_file(json.loads(sys.argv[1]))) + "\n")
+        yield
+    finally:
+        _LIMITS.reset(token)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from hwprofiles.errors import MoesaicError
 from planner.model_library import load_model
+from planner.search import solver
 from planner.search.compressing import compress, parse_body
 from planner.search.compressing_reasons import OBJECTIVE, compress_explained
 
@@ -185,3 +186,30 @@ def test_a_trace_is_scored_once():
     found = {item.limit: item for item in answer.binding}
     assert found["keep_experts"].without_objective == pytest.approx(2)
     assert set(OBJECTIVE) == {"bits", "prune", "atomic", "merge", "fit"}
+
+
+def test_a_solver_without_memory_or_time_is_named(monkeypatch):
+    monkeypatch.setattr(solver, "MOST_HERE", 0)
+    rows = [(0.9, 0.5, 0.1)] * 4
+    with pytest.raises(MoesaicError, match="had found nothing") as caught:
+        compress(bits_body(rows, 5, memory_limit_bytes=1))
+    assert caught.value.kind == "internal"
+    assert compress(bits_body(rows, 5, time_limit_s=1e-6)).answer.status == "optimal"
+
+
+def test_bits_beyond_the_time_limit_are_flagged_with_their_gap():
+    """Ninety experts a layer by eight layers at once: some answer in a tenth of a second."""
+    rng = np.random.default_rng(3)
+    factors = [{"layer": i // 90, "expert": i % 90, "activation_count": rng.uniform(1, 2),
+                "routing_weight_sum": rng.uniform(1, 2),
+                "quant_loss": dict(zip((1, 2, 3, 4), np.sort(rng.uniform(0, 1, 4))[::-1],
+                                       strict=True))} for i in range(720)]  # fmt: skip
+    asked = {"method": "bits", "factors": factors, "budget_bits": 201, "uniform": True}
+    try:
+        answer = compress(parse_body(asked | {"time_limit_s": 0.3})).answer
+    except MoesaicError as error:
+        said = error.message
+        assert "no solution within" in said or "had found nothing" in said
+        return
+    assert answer.bound <= answer.objective + 1e-12
+    assert (answer.status == "optimal") == (answer.gap_ratio <= 1e-6)

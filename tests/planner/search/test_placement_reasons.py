@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from hwprofiles.errors import MoesaicError
 from planner.formats.expert_load import read_choices, read_expert_load
+from planner.search import solver
 from planner.search.packing import busiest
 from planner.search.pins import Pins
 from planner.search.placement import PlacementQuestion, place
@@ -181,3 +182,19 @@ def test_an_even_layout_has_no_limit_to_blame():
     late = place_explained(hurried)
     assert late.binding == ()
     assert late.runner_up is None
+
+
+def test_a_solver_without_memory_leaves_the_packing(monkeypatch):
+    """Every programme goes apart and dies: the layout is what swaps find, flagged by its gap."""
+    monkeypatch.setattr(solver, "MOST_HERE", 0)
+    rng = np.random.default_rng(8)
+    base = {"loads": [rng.dirichlet(np.full(8, 1.0), 2).tolist()], "devices": 4, "nodes": 2,
+            "redundant": 4, "objective": "lexicographic"}  # fmt: skip
+    plain = place(PlacementQuestion.parse(base))
+    starved = place(PlacementQuestion.parse(base | {"memory_limit_bytes": 1.0}))
+    assert starved.status == "feasible"
+    for poor, rich in zip(starved.layers, plain.layers, strict=True):
+        assert poor.bound <= rich.max_over_mean + 1e-9
+    for poor, rich in zip(starved.traffic, plain.traffic, strict=True):
+        assert poor.bound <= rich.bound <= rich.crossing + 1e-9
+        assert poor.crossing >= rich.bound - 1e-9
