@@ -99,19 +99,36 @@ class Lines:
         fresh = get["isl"] - get["cached"]
         if which == PREFILL:
             own = {
-                "batch": part.batch, "new_tokens": fresh, "past_tokens": get["cached"],
+                "batch": self._prompts(held), "new_tokens": fresh, "past_tokens": get["cached"],
                 "context_tokens": get["isl"],
                 "prompt_tokens": fresh * get["long_isl"] / get["mean_isl"],
             }  # fmt: skip
         else:
-            shares = np.maximum(held / part.ranks, 1.0)
-            stated = np.isnan(get["concurrency"]) & ~np.isnan(part.batch)
             own = {
-                "batch": np.where(stated, part.batch, shares),
-                "new_tokens": 1.0 + get["mtp_tokens"], "past_tokens": get["past"],
+                "batch": self._sequences(held), "new_tokens": 1.0 + get["mtp_tokens"],
+                "past_tokens": get["past"],
                 "context_tokens": get["grown"], "prompt_tokens": np.full(self.count, np.nan),
             }  # fmt: skip
         return shared | own
+
+    def _sequences(self, held: Array) -> Array:
+        """Sequences that a data-parallel rank decodes at once."""
+        part = self.parts[DECODE]
+        stated = np.isnan(self.numbers["concurrency"]) & ~np.isnan(part.batch)
+        return np.where(stated, part.batch, np.maximum(held / part.ranks, 1.0))
+
+    def _prompts(self, held: Array) -> Array:
+        """Prompts of one pass: those of a prefill pool, or as many as a decode step brings.
+
+        Where each step of a worker that does both brings more than one, they share a pass up to a
+        chunk of the engine's.
+        """
+        get, first = self.numbers, self.parts[PREFILL].batch
+        alone = np.isnan(self.parts[DECODE].batch)
+        brought = np.round(self._sequences(held) / get["osl"])
+        chunk = self.asked(lambda q: q.engine.scheduler.chunk_tokens.value)
+        most = chunk // np.maximum(get["isl"] - get["cached"], 1.0)
+        return np.where(alone, np.maximum(np.minimum(brought, most), 1.0), first)
 
 
 def line_columns(points: Sequence[Point]) -> tuple[dict[str, Array], tuple[Worker, Worker]]:

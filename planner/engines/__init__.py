@@ -42,6 +42,18 @@ class StepOverhead(Document):
         )
 
 
+class Poll(Document):
+    """How rarely a scheduler looks for new requests, as deployments of an engine set it."""
+
+    needs: Literal["fp8", "fp4"]
+    """The format that a device must compute in."""
+    callers: Tokens
+    """Fewest requests in flight from which this holds."""
+    passes: Tokens
+    """Passes from one look to the next."""
+    source: Annotated[str, Field(min_length=8)]
+
+
 class Scheduler(Document):
     """How prompts and running sequences share passes."""
 
@@ -52,6 +64,8 @@ class Scheduler(Document):
     """Most new tokens in one pass."""
     sequences: Sourced[Tokens]
     """Most sequences running at once on one data-parallel rank."""
+    polls: tuple[Poll, ...] = ()
+    """From the fewest callers on; none: every pass looks for new requests."""
 
 
 class Exchange(Document):
@@ -103,6 +117,8 @@ class Engine(Document):
     two_batch_overlap: bool = False
     measured_versions: tuple[str, ...] = ()
     """Versions of which published measurements were read."""
+    runtime_versions: tuple[str, ...] = ()
+    """Of these, the ones that number a runtime around the engine: near to no version of its own."""
 
     def step_overhead_s(self, phase: Phase, layers: float = 0.0, sequences: float = 0.0) -> float:
         """Host seconds that one pass of a phase adds."""
@@ -157,7 +173,8 @@ def load_engine(name: str, version: str | None = None) -> Engine:
     told = version or ""
     notes: tuple[str, ...] = ()
     if told and told not in known:
-        near = nearest_version(told, known)
+        own = set(known) - set(data.get("runtime_versions", ()))
+        near = nearest_version(told, tuple(own))
         notes = (f"{wanted} {told} was not measured; taken as {near or 'the engine in general'}",)
     return parse_as(
         Engine, {**data, "version": told, "assumptions": notes, "measured_versions": known},
@@ -177,10 +194,15 @@ def version_key(version: str) -> tuple[int, ...]:
 def nearest_version(version: str, known: tuple[str, ...]) -> str | None:
     """The newest known version that is not newer than `version`, else the oldest known.
 
+    Versions of the same major number come first.
+
     >>> nearest_version("0.14", ("0.9.0", "0.11.2", "0.15.1"))
     '0.11.2'
+    >>> nearest_version("1.0", ("0.9.0", "1.1.0", "1.2.0"))
+    '1.1.0'
     """
-    ordered = sorted((other for other in known if version_key(other)), key=version_key)
+    alike = [other for other in known if version_key(other)[:1] == version_key(version)[:1]]
+    ordered = sorted((other for other in alike or known if version_key(other)), key=version_key)
     if not ordered or not version_key(version):
         return None
     before = [other for other in ordered if version_key(other) <= version_key(version)]

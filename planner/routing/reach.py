@@ -52,6 +52,7 @@ def _reached(table: Shares, moe: MoeFfn, parts: int, uneven: bool) -> float:  # 
         missed = comb(moe.experts - moe.experts // parts, moe.top_k) / comb(moe.experts, moe.top_k)
         return parts * (1 - missed)
     chosen = drawn_choices(table, moe, DRAWN, limited=moe.router == "group_limited")
+    parts = min(parts, moe.experts)  # more parts hold one expert each or none
     starts = -(
         -np.arange(parts) * moe.experts // parts
     )  # of part i: the first e with e·parts // experts = i

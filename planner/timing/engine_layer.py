@@ -26,7 +26,7 @@ from hwprofiles.device import Device
 from hwprofiles.document import Document, parse_as
 from hwprofiles.files import read_document
 from hwprofiles.kernels import DTYPES
-from planner.engines import Engine, nearest_version
+from planner.engines import Engine, Poll, nearest_version
 from planner.moe_model import MoeModel
 from planner.timing.parts import ALL, Array, Parts, exponents, step_parts
 
@@ -152,6 +152,19 @@ class Layer:
     ttft: Spread
     chunk_tokens: float = inf
     """New tokens that a pass takes beside decoding; infinite: prompts have passes of their own."""
+    polls: tuple[Poll, ...] = ()
+
+
+def polls_on(engine: Engine, device: Device) -> tuple[Poll, ...]:
+    """How rarely an engine on a device looks for new requests.
+
+    >>> from hwprofiles.library import load_device
+    >>> from planner.engines import load_engine
+    >>> [poll.passes for poll in polls_on(load_engine("sglang"), load_device("b200-sxm"))]
+    [10, 30]
+    """
+    polls = engine.scheduler.polls
+    return tuple(poll for poll in polls if poll.needs in device.peak_flop_per_s)
 
 
 QUESTION = "question"
@@ -232,7 +245,7 @@ def find_layer(engine: Engine, device: Device, shape: str, dtype_name: str) -> L
     elif device.name not in fit.machines:
         key = NEW_MACHINE
     spreads = [q.known.get(key) or q.known[ANY] for q in (fit.tpot, fit.ttft)]
-    return Layer(fit, labels, spreads[0], spreads[1], ride_tokens(engine))
+    return Layer(fit, labels, spreads[0], spreads[1], ride_tokens(engine), polls_on(engine, device))
 
 
 @cache
@@ -242,7 +255,9 @@ def _fitted_labels(engine_name: str) -> frozenset[str]:
 
 
 def _version_label(engine: Engine, fitted: frozenset[str]) -> str:
-    known = [label.partition(":")[2] for label in fitted if label.startswith(f"{engine.name}:")]
+    known = {label.partition(":")[2] for label in fitted if label.startswith(f"{engine.name}:")}
+    if engine.version not in known:
+        known -= set(engine.runtime_versions)
     near = nearest_version(engine.version, tuple(known)) if engine.version else "-"
     return f"{engine.name}:{near or '-'}"
 

@@ -3,8 +3,9 @@
 TTFT is that of the usual closed-loop test: every caller asks at once, each comes back when it is
 answered, ten requests a caller (InferenceMAX, benchmarks/benchmark_lib.sh: request rate `inf`,
 ten prompts a caller, lengths between 0.8 and 1 of the stated ones). A tenth of the requests are
-the first wave, half of whose prompts are ahead of one. Afterwards answers end one at a time and
-a prompt finds the worker without another prompt: decoding waits, prompts don't pile up.
+the first wave, half of whose prompts are ahead of one and whose kernels are chosen and compiled
+meanwhile. Afterwards answers end one at a time: prompts meet when an engine seldom looks for new
+requests, and by chance.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ REQUEST_S, HANDOVER_S = 10e-3, 50e-3
 """Starting values of a request's way in, and of the way from a prefill pool to decoding."""
 FIRST_WAVE = 0.1
 """Share of requests that arrive together in the usual test."""
+COLD_S = 0.3
+"""Longer way of a first request through a service that nobody warmed; a starting value."""
 EXPONENT_LIMIT = 4.0
 MOST_SEQUENCES = 8192
 """Beyond it no figure was seen: slopes over load stay where they are."""
@@ -155,6 +158,8 @@ class Load:
     launches: Array  # kernels of a prefill pass
     ranks: Array
     pooled: Array  # 1: a pool of its own prefills
+    osl: Array
+    poll_passes: Array  # passes from one look for new requests to the next; 0: every pass looks
     rides: Array  # decode steps that each prompt of the first wave adds (mixed passes)
     busy: Array  # share of its time that a rank spends on prompts
     open_loop: Array  # 1: requests arrive at a rate, whoever is being answered
@@ -165,25 +170,29 @@ def ttft_parts(load: Load, median: Array | float = 0.0) -> Parts:
     """Parts of the time to first token in a closed loop of callers.
 
     The way in, kernels that no graph replays, the prompt's own pass, the step in progress, the
-    first wave's prompts ahead, the way from one pool to the other. In an open loop there is no
-    first wave: prompts queue as M/G/1 does (Pollaczek and Khinchine).
+    first wave's prompts ahead and its cold start, the wait for the engine to look with the prompts
+    that came meanwhile, prompts met by chance, the way from one pool to the other. In an open loop
+    there is no first wave. Prompts met by chance queue as M/G/1 does (Pollaczek and Khinchine).
 
     Args:
         load: what prompts meet.
         median: 1 for the median over requests, which the first wave doesn't reach; 0: the mean.
     """
     one, of_median = np.ones_like(load.prompt_s), median * np.ones_like(load.prompt_s)
+    wave = (1 - load.open_loop) * (1 - of_median) * FIRST_WAVE
     ahead = 0.5 * np.maximum(load.per_rank - 1, 0)
-    waiting = FIRST_WAVE * ahead * (load.prompt_s + load.rides * load.step_s)
     busy = np.minimum(load.busy, MOST_BUSY)
-    queued = busy / (2 * (1 - busy)) * load.prompt_s * load.uneven
-    waiting = np.where(load.open_loop > 0, queued, (1 - of_median) * waiting)
+    own, met = 1 - load.pooled, np.maximum(1 - load.pooled, load.open_loop)
+    between_s = load.step_s + load.per_rank / load.osl * load.prompt_s
     seconds = {
         "entry": REQUEST_S * one,
         "launch": load.launches * PROMPT_LAUNCH_S,
         "prompt": load.prompt_s,
-        "step": (1 - load.pooled) * load.step_s,
-        "wave": waiting,
+        "step": own * load.step_s,
+        "wave": wave * ahead * (load.prompt_s + load.rides * load.step_s),
+        "cold": own * wave * COLD_S,
+        "poll": own * load.poll_passes / 2 * between_s,
+        "queue": met * busy / (2 * (1 - busy)) * load.prompt_s * load.uneven,
         "handover": HANDOVER_S * load.pooled,
     }
     callers = np.log(np.maximum(load.callers, 1)) / 2 - 1.5

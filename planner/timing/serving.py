@@ -167,7 +167,7 @@ def _fitted(both: pl.DataFrame, layers: Layers) -> pl.DataFrame:
 
 def _ttft(both: pl.DataFrame, layers: Layers) -> tuple[Array, Array]:
     """Mean and median time to first token."""
-    load = load_of(both, layers.numbers(both, lambda layer: layer.chunk_tokens))
+    load = load_of(both, layers)
     mean, median = (
         layers.weighed(both, ttft_parts(load, of), lambda a, p: p.total(a.fit.ttft.terms, a.labels))
         for of in (0.0, 1.0)
@@ -201,12 +201,12 @@ def _optional(both: pl.DataFrame, name: str) -> Array:
     return values
 
 
-def load_of(both: pl.DataFrame, chunk_tokens: float | Array) -> Load:
+def load_of(both: pl.DataFrame, layers: Layers) -> Load:
     """What a prompt meets, from decode passes beside their prefill pass (before the fitted layer).
 
     Args:
         both: what `paired` or `beside` gives.
-        chunk_tokens: new tokens that a pass takes beside decoding; infinite: none.
+        layers: whose engines' schedulers prompts meet.
     """
     get = {
         name: both[name].to_numpy()
@@ -223,8 +223,10 @@ def load_of(both: pl.DataFrame, chunk_tokens: float | Array) -> Load:
     prompt_s = get["raw_s_prefill"] / get["prefill_batch"]
     step_s = get["typical_s"] / get["step_tokens"]
     prompts_s = get["batch"] * prompt_s
+    chunk_tokens = layers.numbers(both, lambda layer: layer.chunk_tokens)
     return Load(
-        callers=callers, per_rank=per_rank, isl=get["isl"],
+        callers=callers, per_rank=per_rank, isl=get["isl"], osl=get["osl"],
+        poll_passes=_poll_passes(callers, both, layers),
         prompt_s=prompt_s, step_s=step_s, launches=get["prefill_launch_count"],
         ranks=ranks, pooled=np.full_like(per_rank, float(pooled)),
         rides=np.zeros_like(per_rank) if pooled else np.minimum(get["isl"] / chunk_tokens, 1.0),
@@ -232,6 +234,21 @@ def load_of(both: pl.DataFrame, chunk_tokens: float | Array) -> Load:
         open_loop=get["open_loop"],
         uneven=both["prompt_spread"].to_numpy(),
     )  # fmt: skip
+
+
+def _poll_passes(callers: Array, both: pl.DataFrame, layers: Layers) -> Array:
+    """Passes from one look for new requests to the next; 0: every pass looks."""
+    passes = np.zeros_like(callers)
+    for i in range(max(len(layer.polls) if layer else 0 for layer in layers.layers)):
+
+        def poll(layer: Layer, i: int = i) -> tuple[float, float]:
+            found = layer.polls[i : i + 1]
+            return (found[0].callers, found[0].passes) if found else (np.inf, 0.0)
+
+        fewest = layers.numbers(both, lambda layer: poll(layer)[0])
+        each = layers.numbers(both, lambda layer: poll(layer)[1])
+        passes = np.where(callers >= fewest, each, passes)
+    return passes
 
 
 def beside(prefill: pl.DataFrame, decode: pl.DataFrame, pools: pl.DataFrame) -> pl.DataFrame:

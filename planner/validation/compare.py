@@ -147,17 +147,28 @@ def by(table: pl.DataFrame, column: str) -> dict[str, dict[str, Score]]:
 
 
 def choices(table: pl.DataFrame, target: str = "tpot_s") -> ChoiceScore:
-    """Choose the layout of least estimated TPOT among those measured under equal conditions."""
+    """Choose the layout of least estimated TPOT among those measured under equal conditions.
+
+    Layouts that differ in their prefill pool alone have one TPOT: the one of least estimated TTFT
+    is chosen then, as a plan does.
+    """
     rows = table.filter((pl.col("target") == target) & pl.col("typical").is_not_null())
-    each = rows.group_by("choice", "layout").agg(
-        pl.col("measured").median(), pl.col("typical").median()
+    waits = (
+        table.filter(pl.col("target") == "ttft_s")
+        .group_by("choice", "layout").agg(pl.col("typical").median().alias("ttft"))
+    )  # fmt: skip
+    each = (
+        rows.group_by("choice", "layout")
+        .agg(pl.col("measured").median(), pl.col("typical").median())
+        .join(waits, on=["choice", "layout"], how="left")
+        .with_columns(pl.col("typical").round_sig_figs(6))
     )
     right: list[bool] = []
     regrets: list[float] = []
     for _, group in each.group_by("choice"):
         if group.height > 1:
             best = float(group["measured"].min())  # type: ignore[arg-type]
-            picked = float(group.sort("typical", "layout")["measured"][0])
+            picked = float(group.sort("typical", "ttft", "layout")["measured"][0])
             right.append(picked <= best * (1 + 1e-9))
             regrets.append(picked / best - 1)
     if not right:

@@ -23,7 +23,7 @@ from hwprofiles.library import load_device
 from planner.estimate import Group
 from planner.model_library import resolve_model
 from planner.point import Point
-from planner.pricing import price
+from planner.pricing import Question, price
 from planner.timing.engine_layer import (
     ANY,
     NEW_MACHINE,
@@ -31,11 +31,13 @@ from planner.timing.engine_layer import (
     EngineFit,
     Fitted,
     Layer,
+    Layers,
     Spread,
     Term,
     find_labels,
     fitted_passes,
     generation,
+    polls_on,
     ride_tokens,
     shape_of,
 )
@@ -239,7 +241,7 @@ def _priced(cases: list[Case], target: str, tpot: Sequence[Term], counts: dict[s
     group, passes = _passes(cases)
     question = group.question
     labels = find_labels(question.engine, question.cluster.device, question.formats.weights.routed)
-    layer = _layer(tpot, labels, ride_tokens(question.engine))
+    layer = _layer(tpot, labels, question)
     if target == "ttft_s":
         passes = fitted_passes(passes.drop("raw_s"), layer)
     if cases[0].point.mode == "disagg":
@@ -251,7 +253,7 @@ def _priced(cases: list[Case], target: str, tpot: Sequence[Term], counts: dict[s
     median = np.array([case.figures[0].statistic == "median" for case in kept], dtype=float)
     parts: Parts = (
         tpot_parts(both) if target == "tpot_s"
-        else ttft_parts(load_of(both, layer.chunk_tokens), median)
+        else ttft_parts(load_of(both, Layers.of(layer)), median)
     )  # fmt: skip
     measured = np.array([np.median([f.value for f in case.figures]) for case in kept])
     figures = tuple(case.figures[0] for case in kept)
@@ -259,11 +261,12 @@ def _priced(cases: list[Case], target: str, tpot: Sequence[Term], counts: dict[s
     return Block(parts, labels, measured, weight, figures)
 
 
-def _layer(tpot: Sequence[Term], labels: frozenset[str], chunk_tokens: float) -> Layer:
+def _layer(tpot: Sequence[Term], labels: frozenset[str], question: Question) -> Layer:
     none = Fitted(terms=tuple(tpot), rows_count=0, held_out_count=0, held_out_median_ratio=0.0)
     fit = EngineFit(date=datetime.date.min, source="", rule="", tpot=none, ttft=none)
     flat = Spread(low_log_ratio=0.0, high_log_ratio=0.0, rows=0)
-    return Layer(fit, labels, flat, flat, chunk_tokens)
+    engine, device = question.engine, question.cluster.device
+    return Layer(fit, labels, flat, flat, ride_tokens(engine), polls_on(engine, device))
 
 
 @dataclass(frozen=True)

@@ -29,12 +29,16 @@ TPOT_SLOPES = (
     ("attention", "tp", 0.2), ("attention", "spread", 0.3), ("dense", "tp", 0.2),
 )  # fmt: skip
 WIDE_PARTS, TPOT_WIDTH = ("experts", "dense"), 0.2
-"""Parts that read weights, and how far the width of weights may move them."""
+"""Parts that read weights, and how far the width of weights may move them and their slopes over
+load."""
+LOADED_PARTS, TPOT_LOADED = ("experts", "attention", "exchange"), 0.15
+"""Parts whose slopes over load engines may move."""
 TPOT_WHOLE = {"generation": 0.1, "engine": 0.1, "engine_generation": 0.05, "machine": 0.03,
               "engine_machine": 0.03, "version": 0.2}  # fmt: skip
 TTFT_PARTS = {
     "entry": (0.3, 0.7, 0.0, 0.0), "launch": (0.2, 0.2, 0.0, 0.0), "prompt": (0.7, 0.5, 0.2, 0.3),
     "step": (0.7, 0.5, 0.2, 0.3), "wave": (0.7, 0.5, 0.2, 0.3), "handover": (0.7, 0.5, 0.0, 0.0),
+    "cold": (1.0, 0.5, 0.0, 0.0), "poll": (0.5, 0.3, 0.1, 0.0), "queue": (0.7, 0.5, 0.2, 0.0),
 }  # fmt: skip
 TTFT_SLOPES = (
     # part, feature, prior deviation everywhere, by engine
@@ -42,7 +46,7 @@ TTFT_SLOPES = (
     ("wave", "spread", 0.5, 0.3), ("entry", "spread", 1.0, 0.5), ("wave", "pooled", 0.5, 0.0),
     (ALL, "median", 0.3, 0.2), (ALL, "median_callers", 0.15, 0.1),
 )  # fmt: skip
-TTFT_VERSIONS = (("entry", 0.5), ("wave", 0.3), ("prompt", 0.2))
+TTFT_VERSIONS = (("entry", 0.5), ("wave", 0.3), ("prompt", 0.2), ("cold", 1.0))
 TTFT_WHOLE = {"machine": 0.05, "engine_machine": 0.05, "version": 0.2}
 UNMEASURED = ("amd-",)
 """Generations without measured kernels: their rates are assumed, so evidence may move them far."""
@@ -54,7 +58,11 @@ def tpot_candidates(labels: Iterable[frozenset[str]]) -> list[Candidate]:
     kinds = kinds_of(labels)
     rows = _parts(TPOT_PARTS, kinds)
     rows += [(part, feature, "any", deviation) for part, feature, deviation in TPOT_SLOPES]
-    rows += [(part, "1", name, TPOT_WIDTH) for part in WIDE_PARTS for name in kinds["width"]]
+    rows += [
+        (part, by, name, TPOT_WIDTH)
+        for part in WIDE_PARTS for by in ("1", "load") for name in kinds["width"]
+    ]  # fmt: skip
+    rows += [(part, "load", e, TPOT_LOADED) for part in LOADED_PARTS for e in kinds["engine"]]
     return [_far(row) for row in rows + _whole(TPOT_WHOLE, kinds)]
 
 

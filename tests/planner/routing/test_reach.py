@@ -57,3 +57,8 @@ def test_parts_that_do_not_divide_are_refused():
 def test_a_batch_touches_more_experts_the_larger_it_is():
     touched = experts_touched(EQUAL, PLAIN, np.array([1, 10, 1000]))
     assert touched == pytest.approx([8, 256 * (1 - (1 - 8 / 256) ** 10), 256], rel=1e-6)
+
+
+def test_more_ranks_than_experts_reach_one_a_chosen_expert():
+    found = parts_reached(EQUAL, PLAIN, np.array([320]), uneven=True)
+    assert found[0] == pytest.approx(PLAIN.top_k)

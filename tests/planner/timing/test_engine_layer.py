@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hwprofiles.library import load_device
 from planner.engines import load_engine
 from planner.model_library import load_model
-from planner.timing.engine_layer import Term, find_layer, load_fit, shape_of
+from planner.timing.engine_layer import Term, find_layer, load_fit, polls_on, shape_of
 from planner.timing.parts import Load, Parts, exponents, held_up_share, ttft_parts
 
 
@@ -76,12 +76,13 @@ def test_nobody_holds_up_a_single_caller():
     assert held_up_share(np.ones(1), np.full(1, 100.0), np.ones(1))[0] == 0
 
 
-def waits(callers, median=0.0, open_loop=0.0):
+def waits(callers, median=0.0, open_loop=0.0, poll_passes=0.0):
     one = np.ones(1)
     load = Load(
         callers=callers * one, per_rank=callers * one, isl=8192 * one, prompt_s=0.2 * one,
         step_s=0.01 * one, launches=0 * one, ranks=one, pooled=0 * one, rides=one,
-        busy=0.5 * one, open_loop=open_loop * one, uneven=one,
+        busy=0.5 * one, open_loop=open_loop * one, uneven=one, osl=1024 * one,
+        poll_passes=poll_passes * one,
     )  # fmt: skip
     return ttft_parts(load, median).seconds
 
@@ -97,5 +98,19 @@ def test_a_median_request_meets_no_wave():
 
 
 def test_in_an_open_loop_prompts_queue_and_no_wave_comes():
-    assert waits(64, open_loop=1.0)["wave"][0] == pytest.approx(0.5 / (2 * 0.5) * 0.2)
-    assert waits(64, open_loop=1.0)["wave"] == waits(1, open_loop=1.0)["wave"]
+    alone = waits(64, open_loop=1.0)
+    assert alone["queue"][0] == pytest.approx(0.5 / (2 * 0.5) * 0.2)
+    assert alone["queue"] == waits(1, open_loop=1.0)["queue"]
+    assert alone["wave"][0] == alone["cold"][0] == 0
+
+
+def test_an_engine_that_seldom_looks_lets_prompts_wait_and_meet():
+    assert waits(64)["poll"][0] == 0
+    met = 64 * 30 / 1024  # requests that end, and come back, between two looks
+    assert waits(64, poll_passes=30.0)["poll"][0] == pytest.approx((30 * 0.01 + met * 0.2) / 2)
+
+
+def test_sglang_on_blackwell_seldom_looks_and_elsewhere_always():
+    engine = load_engine("sglang")
+    assert [p.passes for p in polls_on(engine, load_device("b200-sxm"))] == [10, 30]
+    assert polls_on(engine, load_device("h200-sxm")) == ()
