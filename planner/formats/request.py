@@ -34,16 +34,17 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
     """
     number = 0
     try:
-        with path.open(encoding="utf-8", newline=None) as stream:
+        # Bytes, decoded line by line: a decoder that reads ahead would name the wrong line.
+        with path.open("rb") as stream:
             while line := stream.readline(MAX_LINE_BYTES):
                 number += 1
                 if len(line) >= MAX_LINE_BYTES:
                     raise bad_line(path, number, f"is longer than {MAX_LINE_BYTES} characters")
-                yield number, line.rstrip("\n")
+                yield number, line.decode().rstrip("\r\n")
     except OSError as error:
         raise MoesaicError("invalid", f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise bad_line(path, number + 1, f"is not UTF-8 text ({error.reason})") from error
+        raise bad_line(path, number, f"is not UTF-8 text ({error.reason})") from error
 
 
 def bad_line(path: Path, line: int, problem: str) -> MoesaicError:
@@ -81,13 +82,13 @@ def checked(requests: Iterable[Request], path: Path) -> Iterator[Request]:
     seen = False
     for request in requests:
         arrival_s = request.arrival_s
+        if seen and arrival_s < last_s:
+            problem = f"arrives at {arrival_s} s, before the line above it ({last_s} s)"
+            raise bad_line(path, request.line, f"{problem}; sort the trace by arrival")
         if not 0 <= arrival_s < math.inf:
             raise bad_line(
                 path, request.line, f"arrives at {arrival_s} s, before the start or never"
             )
-        if arrival_s < last_s:
-            problem = f"arrives at {arrival_s} s, before the line above it ({last_s} s)"
-            raise bad_line(path, request.line, f"{problem}; sort the trace by arrival")
         last_s = arrival_s
         seen = True
         yield request

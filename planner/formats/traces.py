@@ -28,6 +28,8 @@ def read_trace(path: Path, form: str | None = None) -> Iterator[Request]:
     if form is None:
         first = next((line for _, line in numbered_lines(path) if line.strip()), "")
         form = next((name for name, (word, _) in TRACE_FORMATS.items() if word in first), None)
+        if not first:
+            raise MoesaicError("invalid", f"{path} holds no request")
         if form is None:
             known = ", ".join(f"{name} ({word})" for name, (word, _) in TRACE_FORMATS.items())
             raise MoesaicError(

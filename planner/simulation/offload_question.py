@@ -29,10 +29,14 @@ from planner.simulation.passes import PassQuestion, Played, price_part
 Count = Annotated[int, Field(ge=1, le=10_000_000)]
 
 
+MOST_SCORES = 100_000_000
+"""Scores of tokens for experts that are drawn at once: 1.6 GB with their logarithms."""
+
+
 class Storage(Document):
     """Where experts come from that are not cached."""
 
-    bandwidth_bytes_per_s: BytesPerS
+    bandwidth_bytes_per_s: Annotated[BytesPerS, Field(gt=0)]
     latency_s: Seconds = 0.0
 
 
@@ -152,6 +156,12 @@ def _expert_bytes(played: Played, moe: MoeFfn, layers: int) -> float:
 
 def _choices(question: OffloadQuestion, moe: MoeFfn, layers: int) -> Choices:
     if question.choices is None:
+        if layers * question.tokens * moe.experts > MOST_SCORES:
+            most = MOST_SCORES // (layers * moe.experts)
+            raise MoesaicError(
+                "invalid", f"{question.tokens} drawn tokens of this model; at most {most}",
+                "/tokens",
+            )  # fmt: skip
         shares = expert_shares(question.routing, moe, layers)
         random = np.random.default_rng(question.seed)
         # The k largest of log share plus Gumbel noise are k draws without repetition.

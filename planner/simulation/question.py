@@ -124,10 +124,10 @@ class ScaleRates(Document):
     """An engine process from nothing to ready for weights."""
     warm_up_s: Seconds
     """First passes after weights are attached."""
-    disk_bytes_per_s: BytesPerS
+    disk_bytes_per_s: Annotated[BytesPerS, Field(gt=0)]
     """Into one device; all devices read side by side."""
     regroup_s: Seconds = 0.0
-    link_bytes_per_s: BytesPerS | None = None
+    link_bytes_per_s: Annotated[BytesPerS, Field(gt=0)] | None = None
     """None: the cluster's tier that joins the worker's devices."""
 
 

@@ -22,6 +22,8 @@ from planner.simulation.expert_queue import (
     token_order,
 )
 
+MOST_SCORES = 50_000_000
+"""Scores of tokens for experts that are drawn at once: 1.2 GB with their order."""
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 
 
@@ -80,12 +82,19 @@ def answer_queue(question: QueueQuestion) -> QueueAnswer:
     """Answer a question.
 
     Raises:
-        MoesaicError: `invalid` for more choices than experts, `outside_evidence` for a precision
-            whose peak no source states.
+        MoesaicError: `invalid` for more choices than experts or too many scores,
+            `outside_evidence` for a precision whose peak no source states.
     """
     if question.top_k > question.experts:
         raise MoesaicError(
             "invalid", f"top_k {question.top_k} of {question.experts} experts", "/top_k"
+        )
+    scores = question.layers * question.tokens * question.experts
+    if scores > MOST_SCORES:
+        raise MoesaicError(
+            "invalid",
+            f"{scores} scores of tokens for experts; at most {MOST_SCORES}: fewer layers or tokens",
+            "/tokens",
         )
     costs = expert_seconds(question)
     choices = _drawn(question, question.layers)

@@ -39,6 +39,12 @@ class StageSeconds(Document):
     pair_s: Seconds | None = None
     """A forward and a backward pass side by side; none: one after the other."""
 
+    @model_validator(mode="after")
+    def _takes_time(self) -> Self:
+        if self.forward_s + self.backward_s <= 0:
+            raise ValueError("a forward and a backward pass that take no time leave no bubble")
+        return self
+
 
 class ScheduleQuestion(Document):
     """One optimizer step's forward and backward passes under a pipeline schedule."""

@@ -71,7 +71,11 @@ BAD = {
     "azure cells": (AZURE + "2023-11-16 18:17:03,1\n", "line 2 has 2 cells"),
     "azure zero": (AZURE + "2023-11-16 18:17:03,0,4\n", "line 2 has ContextTokens 0"),
     "unknown": ("a,b,c\n1,2,3\n", "line 1 fits no known trace"),
-    "empty": ("", "fits no known trace"),
+    "empty": ("", "holds no request"),
+    "back in time": (
+        AZURE + "2023-11-16 18:17:03,1,2\r\n2023-11-16 18:17:02,1,2\r\n",
+        "line 3 .* sort the trace",
+    ),
     "binary": ("input_length\x00\xff", "line 1 is no JSON"),
     "long": ('{"input_length": ' + "1" * MAX_LINE_BYTES, "line 1 is longer"),
 }
@@ -95,7 +99,7 @@ def test_empty_missing_and_foreign_files(tmp_path: Path) -> None:
     with pytest.raises(MoesaicError, match="holds no request"):
         list(read_trace(path))
     path.write_bytes(AZURE.encode() + b"\xff\xfe\n")
-    with pytest.raises(MoesaicError, match="UTF-8"):
+    with pytest.raises(MoesaicError, match="line 2 is not UTF-8"):
         list(read_trace(path))
     with pytest.raises(MoesaicError, match="no trace format 'burst'"):
         read_trace(path, "burst")

@@ -117,6 +117,7 @@ def test_a_training_point_is_priced_and_its_exchange_can_hide() -> None:
         ({"schedule": "dualpipe", "chunks": 2}, "one chunk"),
         ({"schedule": "interleaved", "chunks": 2, "micro_batches": 6}, "multiples of 4"),
         ({"seconds": {"forward_s": -1, "backward_s": 2}}, "forward_s"),
+        ({"seconds": {"forward_s": 0, "backward_s": 0}}, "take no time"),
     ],
 )
 def test_impossible_schedules_are_refused(fields: dict[str, Any], message: str) -> None:
@@ -237,3 +238,22 @@ def test_strategies_stand_side_by_side_the_quickest_first() -> None:
 def test_impossible_scalings_are_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(MoesaicError, match=message):
         answer_scaling(scaling(**fields))
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "message"),
+    [
+        ("expert-queue-edge-moe", {"tokens": 100_000, "experts": 4096}, "scores"),
+        ("offload-qwen3-board", {"tokens": 1_000_000}, "drawn tokens of this model; at most"),
+        ("offload-qwen3-board", {"storage": {"bandwidth_bytes_per_s": 0}}, "greater than 0"),
+        ("scaling-qwen3", {"scale_rates": {"boot_s": 1, "warm_up_s": 1, "disk_bytes_per_s": 0}},
+         "greater than 0"),
+    ],
+)  # fmt: skip
+def test_what_no_machine_can_hold_or_do_is_refused(
+    name: str, fields: dict[str, Any], message: str
+) -> None:
+    data = read_data(FOLDER / f"{name}.yaml") | fields
+    kind = KINDS[data["kind"]]
+    with pytest.raises(MoesaicError, match=message):
+        kind.answer(question_of_kind(kind, data, FOLDER))
