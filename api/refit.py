@@ -9,7 +9,7 @@ from typing import Any
 from api.output import Output
 from hwprofiles.errors import MoesaicError, unknown_name
 
-SOURCES = ("aiconfigurator", "infersim", "simllm", "serving")
+SOURCES = ("aiconfigurator", "infersim", "llmservingsim", "simllm", "serving")
 """What `moesaic calibrate --from` can read."""
 
 
@@ -48,6 +48,8 @@ def refit(
 
 CHECKOUTS = {
     "infersim": "the folder bench_data of a checkout of github alibaba/InferSim",
+    "llmservingsim": "the folder profiler/perf/RTX4090/meta-llama/Llama-3.1-8B/bf16/tp1 of a "
+    "checkout of github casys-kaist/LLMServingSim",
     "simllm": "the folder of collectives.csv, made from github openfabric-systems/simllm",
 }
 """Sources that are no package: what --tables has to name."""
@@ -93,13 +95,14 @@ Fit = Callable[[str, Path], list[dict[str, Any]]]
 def _reader(source: str, tables: Path | None) -> tuple[dict[str, str], Fit]:
     """Systems a source knows, and what fits one of them into a folder."""
     if source in CHECKOUTS:
-        from hwprofiles.calibration import infersim, simllm
+        from hwprofiles.calibration import infersim, simllm, vllm_layers
 
         if tables is None:
             raise MoesaicError(
                 "invalid", f"--from {source} needs --tables: {CHECKOUTS[source]}", "/tables"
             )
-        root, reader = tables, {"infersim": infersim, "simllm": simllm}[source]
+        readers = {"infersim": infersim, "llmservingsim": vllm_layers, "simllm": simllm}
+        root, reader = tables, readers[source]
         return reader.SYSTEMS, lambda system, folder: reader.fit_all(root, system, folder)
     from hwprofiles.calibration.aiconfigurator import SYSTEMS, data_root
     from hwprofiles.calibration.profiles import fit_all

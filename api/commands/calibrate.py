@@ -65,8 +65,8 @@ RUNNERS = ("auto", "numpy", "torch-cuda", "torch-cpu", "torch-npu")
     "--from",
     "source",
     metavar="PACKAGE",
-    help="Fit from tables others measured instead: aiconfigurator, infersim, simllm; "
-    "serving fits the engine layer on tables of serving figures.",
+    help="Fit from tables others measured instead: aiconfigurator, infersim, llmservingsim, "
+    "simllm; serving fits the engine layer on tables of serving figures.",
 )
 @click.option(
     "--tables",

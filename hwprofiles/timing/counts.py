@@ -60,11 +60,30 @@ def visible_pairs(rows: Rows) -> Array:
     return np.minimum(full, early * past + early * (early + 1) / 2 + late)
 
 
+FULL_QUERY_ROWS = 8192.0
+"""Query rows (tokens times heads) below which a GPU is not full: each block of 64 rows walks
+through the whole cache, so a shorter chunk takes as long. Time over a long cache is flat up to 256
+tokens of 32 heads and 128 of 64, on RTX PRO 6000 and RTX 4090 alike (casys-kaist/LLMServingSim @
+5daddb21, profiler/perf/*/attention.csv, 2026-08-21)."""
+
+
+def past_pairs(rows: Rows) -> Array:
+    """Pairs of new queries with the past that a full GPU would do in the same time."""
+    get = rows.get
+    seq, past = get("seq"), np.minimum(get("past", 0), get("window", np.inf))
+    full = FULL_QUERY_ROWS / (get("batch") * get("heads"))
+    pairs: Array = np.maximum(seq, full) * past
+    return pairs
+
+
 def attention_prefill(rows: Rows, cluster: Cluster) -> Work:
     """Scores and values over the visible pairs; keys, values and queries moved once."""
     get = rows.get
     key, value = get("head_dim", MLA_HEAD), value_dim(rows, MLA_VALUE)
-    flops = 2 * get("batch") * get("heads") * (key + value) * visible_pairs(rows)
+    pairs = visible_pairs(rows)
+    if cluster.device.kind == "gpu":
+        pairs = np.maximum(pairs, past_pairs(rows))
+    flops = 2 * get("batch") * get("heads") * (key + value) * pairs
     tokens = get("batch") * (get("seq") + get("past", 0))
     caches = tokens * get("kv_heads", 1) * (key + value) * rows.activation("kv_dtype")
     moved = caches + get("batch") * get("seq") * get("heads") * (key + value) * 2

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from hwprofiles.timing.counts import past_pairs
 from hwprofiles.timing.metric import Metric
 from hwprofiles.timing.rows import Array, Rows
 
@@ -80,7 +81,14 @@ def _attention_shape(rows: Rows) -> Array:
 
 def _attention_prefill(rows: Rows) -> Place:
     spread = rows.get("batch") * rows.get("heads")
-    return Place(_attention_shape(rows), _one(spread), _one(rows.get("seq")))
+    return Place(_attention_shape(rows), _one(spread), _one(_prompt(rows)))
+
+
+def _prompt(rows: Rows) -> Array:
+    """Tokens of a prompt without a past that has as many pairs."""
+    seq = rows.get("seq")
+    past = past_pairs(rows)
+    return np.where(past > 0, np.sqrt(seq**2 + 2 * past), seq)
 
 
 def _attention_decode(rows: Rows) -> Place:
@@ -91,6 +99,11 @@ def _attention_decode(rows: Rows) -> Place:
 def _mla(rows: Rows) -> Place:
     get = rows.get
     return Place(_log(get("heads")), _one(get("batch")), _one(get("seq")))
+
+
+def _mla_prefill(rows: Rows) -> Place:
+    get = rows.get
+    return Place(_log(get("heads")), _one(get("batch")), _one(_prompt(rows)))
 
 
 def _grouped_gemm(rows: Rows) -> Place:
@@ -134,7 +147,7 @@ FAMILIES: dict[str, Family] = {
     "gemm": Family(_gemm, (4, 4), kinds=_COLUMNS),
     "attention_prefill": Family(_attention_prefill, (8, 8, 1, 2, 4), _CACHED, _SHARING),
     "attention_decode": Family(_attention_decode, (8, 8, 1, 2, 4), _CACHED, _SHARING),
-    "mla_prefill": Family(_mla, (8,), _CACHED),
+    "mla_prefill": Family(_mla_prefill, (8,), _CACHED),
     "mla_decode": Family(_mla, (8,), _CACHED),
     "grouped_gemm": Family(_grouped_gemm, (8, 8, 8, 8, 8, 2), kinds=_MODEL),
     "router": Family(_router, (4, 4, 4)),

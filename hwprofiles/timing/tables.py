@@ -7,7 +7,7 @@ answer where shapes end, the residual where they lie.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -133,6 +133,11 @@ class Residual:
     """Doublings outside the measured range, the worst coordinate."""
     measured: NDArray[np.bool_]
     """True where shape and sizes are exactly measured ones."""
+
+    def away(self, doublings: Array) -> Residual:
+        """The same with loads so many doublings from those that were measured; NaN: none stated."""
+        far = np.nan_to_num(doublings)
+        return replace(self, beyond=self.beyond + far, measured=self.measured & (far <= 0))
 
 
 def residual_of(table: Table, place: Place) -> Residual:

@@ -89,6 +89,7 @@ def test_each_profile_names_its_source():
         "gh200",
         "ascend-a3-die",
         "tpu-v6e",
+        "rtx-4090",
     }
     for card in CARDS:
         assert card["date"]
