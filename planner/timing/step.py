@@ -195,7 +195,8 @@ def stage_shares(
     """
     wanted = np.array(sorted(set(points)), dtype=np.intp)
     known = passes.filter(pl.col("point").is_in(wanted.tolist())).sort("point")
-    rows = share_rows(stages_of(timed, wanted), known)
+    asked = timed.filter(pl.col("point").is_in(wanted.tolist()))
+    rows = share_rows(stages_of(asked, wanted), known)
     return {
         point: tuple(StageShare.model_construct(**row) for row in found)
         for point, found in zip(wanted.tolist(), rows, strict=True)
