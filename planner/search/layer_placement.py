@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.search.contents import counted
 from planner.search.crossing import Layer, greedy_copies, least_crossing
 from planner.search.eplb import eplb
 from planner.search.exact import small, tightened
@@ -22,6 +23,8 @@ Array = NDArray[np.float64]
 Ints = NDArray[np.int64]
 WORTH_RATIO = 1e-6
 """A small layer farther from its bound is solved as one programme."""
+MOST_SLOTS = 64
+"""Of a layer whose devices' contents are counted."""
 PROGRAMME_S = 120.0
 """Most that one programme may take; its nodes end long before."""
 SLACKS = (0.0, 0.02, 0.1, 0.3, 1.0)
@@ -76,6 +79,8 @@ def solve_layer(
     packing = _balanced(question, groups, (rows, slots, speeds), base, (pins, tried))
     if question.groups == 1 and small(packing) and _loose(packing) and clock.left_s():
         packing = tightened(packing, rows, speeds, pins)
+    if _countable(question, packing, pins) and clock.left_s():
+        packing = counted(packing, rows)
     traffic = None
     if question.objective != "balance" and clock.left_s():
         packing, traffic = _crossing(question, index, (groups, rows, pins), packing, (clock, known))
@@ -96,6 +101,13 @@ def _members(question: PlacementQuestion, rows: Array) -> Ints:
 
 def _loose(packing: Packing) -> bool:
     return packing.max_over_mean > packing.bound * (1 + WORTH_RATIO)
+
+
+def _countable(question: PlacementQuestion, packing: Packing, pins: Pins) -> bool:
+    """Whether a layer with a gap is small, on devices that nothing tells apart."""
+    alike = question.speeds is None or len(set(question.speeds)) == 1
+    free = question.groups == 1 and alike and not len(pins.experts)
+    return free and packing.experts.size <= MOST_SLOTS and _loose(packing)
 
 
 def _balanced(

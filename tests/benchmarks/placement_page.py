@@ -29,7 +29,8 @@ SIZES = """
 Loads are drawn (Dirichlet, 2 an expert, seed 1). Time grows with layers in proportion, and little
 faster than slots. The gap is largest where a device holds few slots: there the bound is loose,
 since it does not know which copies can share a device. Layers of up to 48 slots times devices are
-solved as one programme where the packing leaves a gap."""
+solved as one programme where the packing leaves a gap; layers of up to 64 slots whose devices can
+hold few different contents are counted out, with no gap."""
 SHAPES = ((32, 4, 32), (72, 9, 32), (320, 40, 64))
 TRAFFIC = ((4, 0, "anywhere"), (8, 0, "anywhere"), (4, 16, "anywhere"), (4, 0, "by sequence"),
            (4, 16, "by sequence"))  # fmt: skip
