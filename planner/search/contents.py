@@ -112,8 +112,8 @@ def _contents(packing: Packing, weights: Array) -> tuple[list[tuple[Copy, ...]],
                 loads.append(float(carried.max()))
             continue
         after = carried + load[start:]
-        fits = np.flatnonzero((after <= top).all(axis=1))
-        fits = [k for k in fits.tolist() if not held or copies[start + k][0] != held[-1][0]]
+        light: list[int] = np.flatnonzero((after <= top).all(axis=1)).tolist()
+        fits = [k for k in light if not held or copies[start + k][0] != held[-1][0]]
         tried += len(fits)
         if tried > MOST_TRIED or len(found) > MOST_CONTENTS:
             return None
