@@ -192,6 +192,18 @@ def dump(data: object, form: str) -> str:
     return json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and those it lies in.
+
+    Raises:
+        MoesaicError: `internal`, in one sentence, where that is not allowed.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MoesaicError("internal", f"cannot make {path}: {error.strerror}") from error
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a whole file or nothing: a temporary neighbour, then a rename.
 

@@ -20,7 +20,7 @@ from hwprofiles.calibration.serving_files import (
     vllm_rows,
 )
 from hwprofiles.errors import MoesaicError
-from hwprofiles.files import dump, parse_text, read_text, write_text
+from hwprofiles.files import dump, make_folder, parse_text, read_text, write_text
 from hwprofiles.library import cluster_for, load_device
 
 Row = dict[str, Any]
@@ -51,7 +51,7 @@ def import_files(paths: Sequence[Path], facts: Facts, folder: Path) -> list[Row]
     """
     device = load_device(facts.device).name
     read = [(path, *_read(path, facts, device)) for path in paths]
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     apart: list[Row] = []
     answer = []
     for path, form, kernels, serving in read:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -42,9 +43,14 @@ def local_cluster(environment: Environment, records: Sequence[Mapping[str, Any]]
     Raises:
         MoesaicError: `outside_evidence` when GEMM or stream rows are missing.
     """
-    gemms = [r for r in records if r["kernel"] == "gemm" and r["dtype"] == "fp32"]
+    timed = [r for r in records if _has_time(r)]
+    most = environment.cores_count * _MOST_FLOP_PER_S
+    gemms = [
+        r for r in timed
+        if r["kernel"] == "gemm" and r["dtype"] == "fp32" and _flop_per_s(r) <= most
+    ]  # fmt: skip
     streams = [
-        r for r in records
+        r for r in timed
         if r["kernel"] in {"elementwise", "copy"} and r.get("tier") in {None, "dram"}
         and r["bytes"] >= LARGE_BYTES
     ]  # fmt: skip
@@ -54,7 +60,7 @@ def local_cluster(environment: Environment, records: Sequence[Mapping[str, Any]]
             "a CPU is described by its fastest fp32 GEMM and its fastest stream of "
             f"{LARGE_BYTES:.0f} bytes or more; {len(gemms)} and {len(streams)} rows are there",
         )
-    peak = max(2 * r["m"] * r["n"] * r["k"] / r["min_s"] for r in gemms)
+    peak = max(_flop_per_s(r) for r in gemms)
     stream = max(r["bytes"] / r["min_s"] for r in streams)
     device = Device(
         name=local_name(environment),
@@ -63,7 +69,7 @@ def local_cluster(environment: Environment, records: Sequence[Mapping[str, Any]]
         kind="cpu",
         unit="server",
         peak_flop_per_s=_peaks(peak),
-        memory=_memory(environment, stream, records),
+        memory=_memory(environment, stream, timed),
         cores_count=Sourced(value=environment.cores_count, **_origin("datasheet", "the system")),
         numa_nodes_count=Sourced(
             value=environment.numa_nodes_count, **_origin("datasheet", "the system")
@@ -71,7 +77,7 @@ def local_cluster(environment: Environment, records: Sequence[Mapping[str, Any]]
         curves="cpu-default",
     )
     ranks, tiers = _loopback(
-        [r for r in records if r["kernel"] in COLLECTIVES], environment.cores_count
+        [r for r in timed if r["kernel"] in COLLECTIVES], environment.cores_count
     )
     return Cluster(
         name=f"{device.name}-x{ranks}"[:80],
@@ -81,6 +87,21 @@ def local_cluster(environment: Environment, records: Sequence[Mapping[str, Any]]
         devices_per_node=ranks,
         tiers=tiers,
     )
+
+
+_MOST_FLOP_PER_S = 128 * 8e9
+"""No core does more in fp32: two 512-bit units of multiply and add, twice over, at 8 GHz. A row
+above that is no peak but an impossible time."""
+
+
+def _has_time(record: Mapping[str, Any]) -> bool:
+    """True for a time that can be one; zero, negative and missing times are set apart later."""
+    times = (record.get("min_s"), record.get("median_s"))
+    return all(isinstance(t, int | float) and math.isfinite(t) and t > 0 for t in times)
+
+
+def _flop_per_s(record: Mapping[str, Any]) -> float:
+    return float(2 * record["m"] * record["n"] * record["k"] / record["min_s"])
 
 
 def _loopback(records: Sequence[Mapping[str, Any]], cores: int) -> tuple[int, tuple[LinkTier, ...]]:

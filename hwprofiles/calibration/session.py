@@ -22,7 +22,7 @@ from hwprofiles.calibration.runners.base import Runner
 from hwprofiles.cluster import Cluster
 from hwprofiles.document import Document
 from hwprofiles.errors import MoesaicError
-from hwprofiles.files import dump, write_text
+from hwprofiles.files import dump, make_folder, write_text
 from hwprofiles.kernels import COLLECTIVES
 from hwprofiles.library import cluster_for
 
@@ -90,7 +90,7 @@ def run_calibration(
         cluster: the machine in the catalogue; none describes this CPU from its own measurements.
         progress: called with each finished row.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     environment = runner.environment()
     write_text(folder / "environment.json", dump(environment.model_dump(mode="json"), "json"))
     device = cluster.device.name if cluster else local_name(environment)

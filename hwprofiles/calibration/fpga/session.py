@@ -12,7 +12,7 @@ from hwprofiles.calibration.fpga import place, simulate
 from hwprofiles.calibration.fpga.profile import ArrayFit, Fitted, fit_array
 from hwprofiles.calibration.fpga.tools import require
 from hwprofiles.document import Document
-from hwprofiles.files import dump, write_text
+from hwprofiles.files import dump, make_folder, write_text
 
 RECORDED = Path(__file__).parent / "recorded"
 SIZES = (2, 4, 8)
@@ -44,7 +44,7 @@ def calibrate_fpga(
             another number than the reference.
     """
     require()
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     calls, placements = folder / "calls.jsonl", folder / "placements.jsonl"
     for size in SIZES[:1] if quick else SIZES:
         _simulate(size, folder, calls, quick=quick, progress=progress)

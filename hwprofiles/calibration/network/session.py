@@ -27,7 +27,7 @@ from hwprofiles.cluster import Cluster
 from hwprofiles.document import Document
 from hwprofiles.efficiency import Curves
 from hwprofiles.errors import MoesaicError
-from hwprofiles.files import dump, write_text
+from hwprofiles.files import dump, make_folder, write_text
 
 DEFAULT = Topology(2, 2, LinkSpec("near", 62.5e6, 50e-6), LinkSpec("far", 25e6, 100e-6))
 """1 Gbit/s inside a node, 200 Mbit/s across: what two cores can carry with time to spare."""
@@ -132,7 +132,7 @@ def run_network(
     reason = unusable()
     if reason:
         raise MoesaicError("invalid", f"no network can be measured here: {reason}", "/network")
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with RankGroup(0, plan.topology) as group:
         text = dump(group.environment().model_dump(mode="json"), "json")
         write_text(folder / "environment.json", text)
@@ -156,7 +156,7 @@ def _measured(
     ]
     total = Outcome(0, 0, 0, [])
     for path in rounds_of(folder, 1 if plan.quick else ROUNDS):
-        path.mkdir(exist_ok=True)
+        make_folder(path)
         for runner, name, rows in work:
             harness = Harness(runner, Journal(path / name), device, plan.limits, watch)
             total = total.beside(harness.measure_all(rows, progress))

@@ -7,6 +7,7 @@ from pathlib import Path
 from hwprofiles.calibration.runners.base import Runner
 from hwprofiles.cluster import Cluster
 from hwprofiles.errors import MoesaicError
+from hwprofiles.files import make_folder
 from hwprofiles.library import load_device
 
 
@@ -73,7 +74,7 @@ def _make(name: str, folder: Path) -> tuple[Runner, tuple[str, ...]]:
     if name == "numpy":
         from hwprofiles.calibration.runners.numpy_cpu import NumpyCpu
 
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         return NumpyCpu(folder), ("fp32", "q8_0", "q4_0")
     if name == "torch-npu":
         from hwprofiles.calibration.runners.torch_npu import TorchNpu
@@ -81,7 +82,7 @@ def _make(name: str, folder: Path) -> tuple[Runner, tuple[str, ...]]:
         return TorchNpu(), ("bf16", "fp16", "int8")
     from hwprofiles.calibration.runners.torch_cuda import TorchCuda
 
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     runner = TorchCuda("cuda" if name == "torch-cuda" else "cpu", folder=folder)
     return runner, runner.forms
 

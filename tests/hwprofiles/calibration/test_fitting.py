@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from hwprofiles.calibration.cases import cases
-from hwprofiles.calibration.environment import Environment
 from hwprofiles.calibration.fitting import (
     Constants,
     fit_curves,
@@ -26,17 +25,9 @@ from hwprofiles.errors import MoesaicError
 from hwprofiles.library import load_cluster
 from hwprofiles.timing.rows import Rows
 from hwprofiles.timing.rules import COUNTS, timed
+from tests.hwprofiles.calibration.place import PLACE
 
 H100 = single("h100-sxm")
-PLACE = Environment(
-    processor="Test CPU",
-    architecture="x86_64",
-    cores_count=2,
-    memory_bytes=2.0**34,
-    last_level_cache_bytes=2.0**25,
-    operating_system="Linux",
-    python="3.11",
-)
 
 
 def gemm(**changes: Any) -> dict[str, Any]:
@@ -185,6 +176,19 @@ def test_a_cpu_is_described_by_its_best_rows() -> None:
     assert [tier.name for tier in cluster.device.memory] == ["dram", "ssd"]
     with pytest.raises(MoesaicError, match="fastest fp32 GEMM"):
         local_cluster(PLACE, rows[:1])
+
+
+@pytest.mark.parametrize("time_s", [0.0, -1.0, math.nan, None, 1e-15])
+def test_an_impossible_row_makes_no_peak(time_s: float | None) -> None:
+    rows = [
+        gemm(dtype="fp32", median_s=1.1, min_s=1.0),
+        {"kernel": "copy", "tier": "dram", "bytes": 2.0**27, "median_s": 0.02, "min_s": 0.01},
+    ]
+    sound = local_cluster(PLACE, rows).device.peak("fp32")
+    odd = gemm(dtype="fp32", median_s=time_s, min_s=time_s)
+    machine = local_cluster(PLACE, [*rows, odd])
+    assert machine.device.peak("fp32") == sound
+    assert reasons(measurement_table([odd]), machine)[0] is not None
 
 
 def test_cases_respect_memory_and_formats() -> None:

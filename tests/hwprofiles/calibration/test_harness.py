@@ -16,16 +16,8 @@ from hwprofiles.calibration.measurement import Journal, measurement_table, row_i
 from hwprofiles.calibration.runners.base import Prepared, Row, cannot, expert_split, token_split
 from hwprofiles.calibration.runners.recorded import Recorded
 from hwprofiles.errors import MoesaicError
+from tests.hwprofiles.calibration.place import PLACE
 
-PLACE = Environment(
-    processor="Test CPU",
-    architecture="x86_64",
-    cores_count=2,
-    memory_bytes=2.0**34,
-    last_level_cache_bytes=2.0**25,
-    operating_system="Linux",
-    python="3.11",
-)
 ROWS: list[dict[str, Any]] = [
     {"kernel": "gemm", "m": m, "n": 64, "k": 64, "dtype": "fp32"} for m in (1, 2, 4)
 ]

@@ -32,7 +32,7 @@ from hwprofiles.timing import time_kernels
 RECORDED = Path(__file__).parent / "recorded_numpy.jsonl"
 """206 quiet rows of NumPy 2.4.6 (OpenBLAS 0.3.31) on two cores of an AMD EPYC virtual machine,
 2026-11-24; measured by this harness, rows with steal or other load left out."""
-PLACE = Environment(
+RECORDED_ON = Environment(
     processor="AMD EPYC",
     architecture="x86_64",
     cores_count=2,
@@ -55,7 +55,9 @@ def report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Calibration
     monkeypatch.setattr("hwprofiles.calibration.load_watch.LoadWatch._ticks", lambda _: (0, 0))
     monkeypatch.setattr("hwprofiles.calibration.session.available_bytes", lambda: 2.0**34)
     plan = Plan(("fp32", "q8_0", "q4_0"), limits=Limits(warm_up_s=0.0, row_s=0.5))
-    return run_calibration(Recorded(recorded(), PLACE), tmp_path / "out", plan), tmp_path / "out"
+    return run_calibration(
+        Recorded(recorded(), RECORDED_ON), tmp_path / "out", plan
+    ), tmp_path / "out"
 
 
 def test_a_replayed_calibration_writes_everything(
@@ -94,7 +96,7 @@ def test_a_profile_of_tables_prices_what_was_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = measurement_table([row | {"disturbed": False} for row in recorded()])
-    machine = local_cluster(PLACE, recorded())
+    machine = local_cluster(RECORDED_ON, recorded())
     shutil.copy(profiles.FOLDER / "relatives.yaml", tmp_path)
     card = write_measured(tmp_path, rows, machine, "numpy")
     assert card is not None
@@ -114,7 +116,7 @@ def test_a_profile_of_tables_prices_what_was_measured(
 def test_a_second_run_finds_everything_done(report: tuple[CalibrationReport, Path]) -> None:
     answer, folder = report
     plan = Plan(("fp32", "q8_0", "q4_0"), limits=Limits(warm_up_s=0.0, row_s=0.5))
-    again = run_calibration(Recorded(recorded(), PLACE), folder, plan)
+    again = run_calibration(Recorded(recorded(), RECORDED_ON), folder, plan)
     assert (again.measured_count, again.resumed_count) == (0, answer.measured_count)
 
 
@@ -172,7 +174,7 @@ def test_the_probe_runs_elsewhere_and_brings_the_reason() -> None:
 
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def quiet(*_: object) -> tuple[object, None, tuple[str, ...]]:
-        return Recorded(recorded(), PLACE), None, ("fp32",)
+        return Recorded(recorded(), RECORDED_ON), None, ("fp32",)
 
     monkeypatch.setattr(runners, "choose", quiet)
     monkeypatch.setattr("hwprofiles.calibration.harness.LoadWatch.RESOLUTION_S", 0.0)
@@ -201,6 +203,18 @@ def test_bad_questions(tmp_path: Path, arguments: list[str], says: str) -> None:
         CliRunner().invoke(command, ["--out", str(tmp_path / "out"), *arguments],
                            catch_exceptions=False)  # fmt: skip
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("ask", [
+    ["--runner", "numpy", "--family", "gemm", "--quick"],
+    ["--device", "h100-sxm", "--import", str(RECORDED)],
+])  # fmt: skip
+def test_a_folder_that_cannot_be_made_is_said_in_one_line(tmp_path: Path, ask: list[str]) -> None:
+    (tmp_path / "file").write_text("in the way")
+    found = CliRunner().invoke(command, [*ask, "--out", str(tmp_path / "file" / "x"), "--quiet"])
+    assert isinstance(found.exception, MoesaicError)
+    assert found.exception.kind in {"internal", "invalid"}
+    assert (tmp_path / "file").read_text() == "in the way"
 
 
 def test_the_journal_of_the_recording_reads(tmp_path: Path) -> None:
