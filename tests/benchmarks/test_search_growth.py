@@ -35,7 +35,7 @@ def test_placement_grows(benchmark, devices, experts, layers):
 PLAN_SIZES = [
     *((devices, 256, 61) for devices in (8, 64, 512, 4096)),
     *((32, experts, 61) for experts in (8, 64, 1024)),
-    *((32, 256, layers) for layers in (4, 32, 128)),
+    *((32, 256, layers) for layers in (1, 8, 32, 128)),
 ]
 
 
@@ -48,11 +48,13 @@ def sized_question(devices, experts, layers):
         else kind
         for name, kind in model.kinds.items()
     }
+    dense = 3 if layers > 3 else 0
+    counts = [layers - dense if isinstance(kinds[run.kind].ffn, MoeFfn) else dense
+              for run in model.layers]  # fmt: skip
     runs = tuple(
-        run.model_copy(update={"count": max(layers - 3, 1)})
-        if isinstance(kinds[run.kind].ffn, MoeFfn)
-        else run
-        for run in model.layers
+        run.model_copy(update={"count": count})
+        for run, count in zip(model.layers, counts, strict=True)
+        if count
     )
     sized = model.model_copy(update={"kinds": kinds, "layers": runs})
     return parse_scenario({
