@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -207,7 +208,12 @@ def fitted_report(
 
 
 def _bare(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in row.items() if value is not None}
+    """What a row says; JSON has no word for a time that is no number, the reason tells of it."""
+    return {
+        key: value
+        for key, value in row.items()
+        if value is not None and not (isinstance(value, float) and not math.isfinite(value))
+    }
 
 
 def _write_curves(fitted: Fitted, path: Path) -> None:
