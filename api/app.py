@@ -9,7 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 
 from api.problems import http_status, problem
-from api.routes import health, layouts, models, plans, simulations
+from api.routes import health, jobs, layouts, models, plans, simulations
 from hwprofiles.document import pointer
 from hwprofiles.errors import MoesaicError
 
@@ -22,7 +22,7 @@ def create_app() -> FastAPI:
         title="moesaic", version=version("moesaic"),
         description="Performance models and plans for Mixture-of-Experts models.",
     )  # fmt: skip
-    for routes in (plans, layouts, models, simulations, health):
+    for routes in (plans, jobs, layouts, models, simulations, health):
         app.include_router(routes.router)
     app.add_exception_handler(MoesaicError, _say_problem)
     app.add_exception_handler(RequestValidationError, _say_invalid)

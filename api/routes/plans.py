@@ -9,8 +9,11 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Response
 from fastapi.encoders import jsonable_encoder
 
+from api.jobs import JOBS
 from api.problems import PROBLEMS
+from api.routes.jobs import accepted
 from hwprofiles.files import read_document
+from planner.design import Design
 from planner.design_plan import DesignPlan
 from planner.estimate import estimate_one
 from planner.fleet import inline_class_files
@@ -40,13 +43,23 @@ def examples() -> dict[str, dict[str, Any]]:
     }
 
 
+MOST_DESIGNS = 32
+"""Designs judged while a client waits, some seconds; more become a job."""
+
+
 @router.post("/plans", response_model=Plan | FleetPlan | DesignPlan)
 def post_plan(
     question: Annotated[dict[str, Any], Body(openapi_examples=examples())],
 ) -> Response:
-    """Answer a scenario, a fleet (`classes`) or a design (`design`); the body is the document."""
+    """Answer a scenario, a fleet (`classes`) or a design (`design`); the body is the document.
+
+    A design of many sizes is answered with 202, `Location` and `Retry-After`: see `/v1/jobs`.
+    """
+    asked = parse_question(question)
+    if isinstance(asked, Design) and asked.design.size > MOST_DESIGNS:
+        return accepted(JOBS.start(lambda seen: answer(asked, seen).model_dump(mode="json")))
     # The document writes itself three times as fast as it is taken apart and written.
-    said = answer(parse_question(question)).model_dump_json()
+    said = answer(asked).model_dump_json()
     return Response(said, media_type="application/json")
 
 

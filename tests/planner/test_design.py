@@ -54,6 +54,38 @@ def test_nothing_on_the_frontier_is_beaten(plan):
     assert all(point.tpot_s.typical <= 0.05 for point in plan.frontier)
 
 
+def test_frontier_rival_and_base_are_those_of_brute_force():
+    """Every legal size tried alone with the same batches: none is left out or beaten."""
+    asked = read_question(FIRST, ("design.hidden=[4096, 5120]", "design.experts=[32, 64]",
+                                  "design.kv_heads=[8, 16]",
+                                  "design.total_parameters=[72000000000]",
+                                  "choices.batch=[64, 128, 160, 192]"))  # fmt: skip
+    plan = answer(asked)
+    legal = [size for size in itertools.product((4096, 5120), (8, 16), (32, 64))
+             if size[0] // 128 % size[1] == 0]  # fmt: skip
+    alone = {
+        size: answer(read_question(FIRST, (
+            f"design.hidden=[{size[0]}]", f"design.kv_heads=[{size[1]}]",
+            f"design.experts=[{size[2]}]", "design.total_parameters=[72000000000]",
+            "choices.batch=[64, 128, 160, 192]"))).frontier[0]
+        for size in legal
+    }  # fmt: skip
+    points = list(alone.values())
+    rate = {p.name: p.output_tokens_per_s_per_device.typical for p in points}
+    unbeaten = {
+        p.name for p in points
+        if not any((rate[o.name] >= rate[p.name] and o.active_parameters > p.active_parameters)
+                   or (rate[o.name] > rate[p.name] and o.active_parameters >= p.active_parameters)
+                   for o in points)
+    }  # fmt: skip
+    assert {p.name for p in plan.frontier} == unbeaten
+    assert plan.designs_count == plan.feasible_count == len(points)
+    like = [p for p in points if p.active_parameters >= plan.base.active_parameters * 0.98
+            and p.total_parameters >= plan.base.total_parameters * 0.98]  # fmt: skip
+    assert plan.rival.name == max(like, key=lambda p: rate[p.name]).name
+    assert plan.base.output_tokens_per_s_per_device.typical >= 0.95 * rate[plan.rival.name]
+
+
 def test_the_frontier_keeps_the_faster_of_equals(plan):
     slow = plan.base.model_copy(update={"name": "slow", "output_tokens_per_s_per_device":
                                         plan.base.output_tokens_per_s_per_device.model_copy(
