@@ -24,6 +24,7 @@ from planner.validation.compare import (
     score,
 )
 from planner.validation.evidence import Evidence, read_evidence
+from planner.validation.fitting import EXPERIMENTAL
 from planner.validation.papers import FILE as PAPERS
 from planner.validation.papers import assess_papers, papers_page
 from planner.validation.picks import TPOT_LIMIT_S, TTFT_LIMIT_S, keep_limits
@@ -56,6 +57,7 @@ def assess(paths: Sequence[Path]) -> dict[str, Any]:
     told = read_document(FOLDER / "gates.yaml")
     table = compare(evidence.figures) if evidence.figures else pl.DataFrame(schema=COMPARED)
     unseen = table.filter(seen=UNSEEN)
+    usual = unseen.filter(~pl.col("source").is_in(EXPERIMENTAL))
     picks, limits, fit = choices(table), keep_limits(table), _fit()
     numbers = {
         "layout right": picks.right_ratio, "layout regret": picks.regret_ratio,
@@ -66,10 +68,9 @@ def assess(paths: Sequence[Path]) -> dict[str, Any]:
         "rows": {"parsed": len(evidence.figures), "refused": len(evidence.refused),
                  "parsed_ratio": evidence.parsed_share},
         "refused": _reasons(evidence),
-        "overall": {str(t): asdict(score(rows))
-                    for (t,), rows in table.sort("target").group_by("target", maintain_order=True)},
-        "not_fitted_on": {str(t): asdict(score(rows)) for (t,), rows in
-                          unseen.sort("target").group_by("target", maintain_order=True)},
+        "overall": _by_target(table),
+        "not_fitted_on": _by_target(unseen),
+        "not_fitted_on_usual": _by_target(usual),
         "by": {group: as_data(by(table, group)) for group in GROUPS},
         "papers": assess_papers(),
         "layout_choice": asdict(picks),
@@ -79,6 +80,11 @@ def assess(paths: Sequence[Path]) -> dict[str, Any]:
         "missed": [*missed_by(unseen, told["gates"]), *missed(numbers, told["gates"])],
         "unanswered": sorted({str(e) for e in table["error"].drop_nulls()}),
     }  # fmt: skip
+
+
+def _by_target(table: pl.DataFrame) -> dict[str, dict[str, Any]]:
+    groups = table.sort("target").group_by("target", maintain_order=True)
+    return {str(target): asdict(score(rows)) for (target,), rows in groups}
 
 
 def _reasons(evidence: Evidence) -> dict[str, int]:
@@ -115,6 +121,11 @@ def page(report: dict[str, Any]) -> str:
         "",
         *_table("All figures", report["overall"]),
         *_table("Figures not fitted on; gates are judged on these", report["not_fitted_on"]),
+        *_table(
+            "Of these, without tables that their publishers call experimental; no gate is judged "
+            "on these",
+            report["not_fitted_on_usual"],
+        ),
         f"Best other tool ({yard['name']}): answers {yard['answered_ratio']:.0%}; TPOT median "
         f"{yard['tpot_s']['median_ratio']:.1%}, mean {yard['tpot_s']['mean_ratio']:.1%}; TTFT "
         f"median {yard['ttft_s']['median_ratio']:.1%}; layout right "
