@@ -35,6 +35,10 @@ def test_cold_process(benchmark):
     benchmark.extra_info["peak_mib"] = used.ru_maxrss // 1024
 
 
+STEPS = itertools.count(1)
+"""Of all tests here: what one asked, no other asks again in the same process."""
+
+
 def anew():
     """The first question over and over."""
     while True:
@@ -44,7 +48,7 @@ def anew():
 def other_limits():
     """The first question under limits never asked before."""
     first = read_scenario(FIRST)
-    for step in itertools.count(1):
+    for step in STEPS:
         limits = {"tpot_s": first.limits.tpot_s + 1e-4 * step, "ttft_s": 2 + 1e-2 * step}
         yield first.model_copy(update={"limits": first.limits.model_copy(update=limits)})
 
@@ -52,7 +56,7 @@ def other_limits():
 def other_workloads():
     """The first question with prompts and answers never asked for before."""
     first = read_scenario(FIRST)
-    for step in itertools.count(1):
+    for step in STEPS:
         lengths = {"isl": first.workload.isl + 7 * step, "osl": first.workload.osl + 11 * step}
         yield first.model_copy(update={"workload": first.workload.model_copy(update=lengths)})
 
