@@ -111,7 +111,6 @@ def test_scaling_strategies_are_a_table() -> None:
     [
         (["--requests", "r.csv"], "has no requests"),
         (["--timeline", "t.csv"], "has no requests"),
-        (["--trace", "p.json"], "has no timeline"),
         (["--set", "kind=luck"], "no simulation kind"),
         (["--set", "hidden=0"], "greater than or equal"),
     ],
@@ -122,6 +121,14 @@ def test_what_a_kind_cannot_give_is_said(tmp_path: Path, options: list[str], sai
     run = CliRunner().invoke(group, ["simulate", str(file), *options])
     assert run.exit_code != 0
     assert said in str(run.exception)
+
+
+def test_offload_has_no_timeline(tmp_path: Path) -> None:
+    file = Path(__file__).parents[1] / "scenarios" / "simulate" / "offload-qwen3-board.yaml"
+    asked = ["simulate", str(file), "--set", "tokens=20", "--trace", str(tmp_path / "p.json")]
+    run = CliRunner().invoke(group, asked)
+    assert run.exit_code != 0
+    assert "has no timeline" in str(run.exception)
 
 
 def test_a_pass_writes_its_timeline(tmp_path: Path) -> None:
