@@ -153,7 +153,7 @@ def _answer(fleet: Fleet, priced: PricedFleet, choice: FleetChoice, reasons: Rea
             columns_count=choice.columns_count, candidates_count=priced.table.height,
         ),
         solved_columns_count=choice.solved_columns_count,
-        assumptions=_assumptions(fleet, priced), sources=_sources(fleet),
+        assumptions=_assumptions(fleet, priced, choice), sources=_sources(fleet),
     )  # fmt: skip
 
 
@@ -235,7 +235,7 @@ def _machines(fleet: Fleet, choice: FleetChoice, rows: dict[int, Row]) -> tuple[
     return tuple(found)
 
 
-def _assumptions(fleet: Fleet, priced: PricedFleet) -> tuple[str, ...]:
+def _assumptions(fleet: Fleet, priced: PricedFleet, choice: FleetChoice) -> tuple[str, ...]:
     texts = [text for one in fleet.classes for text in one.model.assumptions]
     uncertain = sorted({
         fleet.machines[machine].cluster.device.name
@@ -244,6 +244,9 @@ def _assumptions(fleet: Fleet, priced: PricedFleet) -> tuple[str, ...]:
     if uncertain:
         texts.append(f"{', '.join(uncertain)}: a tenth or more of the time rests on kernels not "
                      "measured at these sizes")  # fmt: skip
+    if choice.columns_count > EXACT:
+        texts.append(f"{choice.columns_count} kinds of workers are more than {EXACT}: what limits "
+                     "cost and what a runner-up reaches are told with parts of workers allowed")  # fmt: skip
     texts.append("a class's prefill and decode pools may lie on different machines; every pool "
                  "keeps the class's limits on its own")  # fmt: skip
     return tuple(dict.fromkeys([*priced.skipped, *texts]))
