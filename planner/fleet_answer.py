@@ -245,8 +245,10 @@ def _assumptions(fleet: Fleet, priced: PricedFleet, choice: FleetChoice) -> tupl
         texts.append(f"{', '.join(uncertain)}: a tenth or more of the time rests on kernels not "
                      "measured at these sizes")  # fmt: skip
     if choice.columns_count > EXACT:
-        texts.append(f"{choice.columns_count} kinds of workers are more than {EXACT}: what limits "
-                     "cost and what a runner-up reaches are told with parts of workers allowed")  # fmt: skip
+        texts.append(
+            f"{choice.columns_count} kinds of workers are more than {EXACT}: what limits cost and "
+            "what a runner-up reaches are told with parts of workers allowed"
+        )
     texts.append("a class's prefill and decode pools may lie on different machines; every pool "
                  "keeps the class's limits on its own")  # fmt: skip
     return tuple(dict.fromkeys([*priced.skipped, *texts]))
