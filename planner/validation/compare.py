@@ -150,7 +150,8 @@ def choices(table: pl.DataFrame, target: str = "tpot_s") -> ChoiceScore:
     """Choose the layout of least estimated TPOT among those measured under equal conditions.
 
     Layouts that differ in their prefill pool alone have one TPOT: the one of least estimated TTFT
-    is chosen then, as a plan does.
+    is chosen then. This rule of the score, not of the model, was added after ties were seen to
+    be chosen by their names.
     """
     rows = table.filter((pl.col("target") == target) & pl.col("typical").is_not_null())
     waits = (
