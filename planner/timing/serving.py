@@ -238,16 +238,10 @@ def load_of(both: pl.DataFrame, layers: Layers) -> Load:
 
 def _poll_passes(callers: Array, both: pl.DataFrame, layers: Layers) -> Array:
     """Passes from one look for new requests to the next; 0: every pass looks."""
-    passes = np.zeros_like(callers)
-    for i in range(max(len(layer.polls) if layer else 0 for layer in layers.layers)):
-
-        def poll(layer: Layer, i: int = i) -> tuple[float, float]:
-            found = layer.polls[i : i + 1]
-            return (found[0].callers, found[0].passes) if found else (np.inf, 0.0)
-
-        fewest = layers.numbers(both, lambda layer: poll(layer)[0])
-        each = layers.numbers(both, lambda layer: poll(layer)[1])
-        passes = np.where(callers >= fewest, each, passes)
+    passes, places = np.zeros_like(callers), layers.places(both)
+    for number, layer in enumerate(layers.layers):
+        for poll in layer.polls if layer else ():
+            passes[(places == number) & (callers >= poll.callers)] = poll.passes
     return passes
 
 
