@@ -13,7 +13,7 @@ from typing import Any
 
 import polars as pl
 
-from hwprofiles.calibration.profiles import write_profile
+from hwprofiles.calibration.profiles import card_of, write_profile
 from hwprofiles.calibration.tables import Fitted, fit_table
 from hwprofiles.library import load_cluster
 from hwprofiles.timing.profile import HCCL
@@ -47,12 +47,8 @@ def fit_hccl() -> tuple[dict[str, Any], list[Fitted]]:
     rows = read_rows().filter(pl.col("kernel") == KERNEL)
     keys: dict[str, str | None] = {"library": HCCL, "dtype": None}
     table = fit_table(rows, keys, load_cluster("atlas-800-a3"), TABLE.name)
-    card = {
-        "schema_version": 1, "device": "ascend-a3-die", "backend": HCCL, "source": ORIGIN,
-        "date": PUBLISHED.isoformat(), "certainty": "measured", "rows": table.card["rows"],
-        "dropped_rows": 0, "conflicts": CONFLICTS, "tables": [table.card],
-    }  # fmt: skip
-    return card, [table]
+    told = (ORIGIN, PUBLISHED)
+    return card_of([table], ("ascend-a3-die", HCCL), told, conflicts=CONFLICTS), [table]
 
 
 def write_hccl(folder: Path) -> Path:

@@ -13,7 +13,7 @@ from typing import Any
 
 import polars as pl
 
-from hwprofiles.calibration.profiles import MIN_ROWS, write_profile
+from hwprofiles.calibration.profiles import MIN_ROWS, card_of, write_profile
 from hwprofiles.calibration.tables import Fitted, fit_table
 from hwprofiles.errors import MoesaicError
 from hwprofiles.library import cluster_for
@@ -136,13 +136,8 @@ def fit_system(root: Path, system: str) -> tuple[dict[str, Any], list[Fitted]]:
             if rows.height >= MIN_ROWS:
                 keys = {n: str(v) for n, v in zip(names, values, strict=True)}
                 tables.append(fit_table(rows, dict(keys), cluster, origin))
-    card = {
-        "schema_version": 1, "device": SYSTEMS[system], "backend": BACKEND, "source": ORIGIN,
-        "date": PUBLISHED.isoformat(), "certainty": "measured",
-        "rows": sum(t.card["rows"] for t in tables), "dropped_rows": 0,
-        "conflicts": CONFLICTS[system], "tables": [t.card for t in tables],
-    }  # fmt: skip
-    return card, tables
+    of, told = (SYSTEMS[system], BACKEND), (ORIGIN, PUBLISHED)
+    return card_of(tables, of, told, conflicts=CONFLICTS[system]), tables
 
 
 def fit_all(root: Path, system: str, folder: Path) -> list[dict[str, Any]]:

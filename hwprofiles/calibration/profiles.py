@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,14 +54,30 @@ def fit_system(root: Path, system: str, backend: str) -> tuple[dict[str, Any], l
                 tables.append(fit_table(part, keys, cluster, origin))
     if not tables:
         raise MoesaicError("outside_evidence", f"{PACKAGE} has no {backend} tables of {system}")
-    card = {
-        "schema_version": 1, "device": device, "backend": backend,
-        "source": f"{PACKAGE} {PACKAGE_VERSION} (PyPI, Apache-2.0), systems/data/{system}",
-        "date": READ_ON.isoformat(), "certainty": "measured",
-        "rows": sum(t.card["rows"] for t in tables), "dropped_rows": dropped,
+    origin = f"{PACKAGE} {PACKAGE_VERSION} (PyPI, Apache-2.0), systems/data/{system}"
+    return card_of(tables, (device, backend), (origin, READ_ON), dropped_rows=dropped), tables
+
+
+def card_of(
+    tables: Sequence[Fitted], of: tuple[str, str], told: tuple[str, datetime.date],
+    *, dropped_rows: int = 0, **more: object,
+) -> dict[str, Any]:  # fmt: skip
+    """The card of a measured profile.
+
+    Args:
+        tables: what was fitted.
+        of: device and backend.
+        told: source and date of what was measured.
+        dropped_rows: rows that were not fitted on.
+        more: further entries, such as `conflicts`.
+    """
+    (device, backend), (source, date) = of, told
+    return {
+        "schema_version": 1, "device": device, "backend": backend, "source": source,
+        "date": date.isoformat(), "certainty": "measured",
+        "rows": sum(t.card["rows"] for t in tables), "dropped_rows": dropped_rows, **more,
         "tables": [t.card for t in tables],
     }  # fmt: skip
-    return card, tables
 
 
 def _by_kernel(found: Iterator[Source]) -> dict[str, list[Source]]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import polars as pl
 
-from hwprofiles.calibration.profiles import write_profile
+from hwprofiles.calibration.profiles import card_of, write_profile
 from hwprofiles.calibration.tables import Fitted, fit_table
 from hwprofiles.errors import MoesaicError
 from hwprofiles.library import load_cluster
@@ -64,13 +64,7 @@ def fit_system(path: Path, system: str) -> tuple[dict[str, Any], list[Fitted]]:
         fit_table(rows, {"library": SHARED, "dtype": None}, cluster, "collectives.csv")
         for _, rows in read_rows(path, device).group_by("kernel", maintain_order=True)
     ]
-    card = {
-        "schema_version": 1, "device": device, "backend": SHARED, "source": ORIGIN,
-        "date": PUBLISHED.isoformat(), "certainty": "measured",
-        "rows": sum(t.card["rows"] for t in tables), "dropped_rows": 0,
-        "tables": [t.card for t in tables],
-    }  # fmt: skip
-    return card, tables
+    return card_of(tables, (device, SHARED), (ORIGIN, PUBLISHED)), tables
 
 
 def fit_all(root: Path, system: str, folder: Path) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import polars as pl
 
-from hwprofiles.calibration.profiles import write_profile
+from hwprofiles.calibration.profiles import card_of, write_profile
 from hwprofiles.calibration.tables import Fitted, fit_table
 from hwprofiles.library import cluster_for
 
@@ -56,12 +56,7 @@ def read_products(path: Path) -> pl.DataFrame:
 def fit_tpu(path: Path) -> tuple[dict[str, Any], list[Fitted]]:
     """Fit the table; returns the profile's card and its table."""
     table = fit_table(read_products(path), {"dtype": "bf16"}, cluster_for(DEVICE), path.name)
-    card = {
-        "schema_version": 1, "device": DEVICE, "backend": BACKEND, "source": ORIGIN,
-        "date": PUBLISHED.isoformat(), "certainty": "measured", "rows": table.card["rows"],
-        "dropped_rows": 0, "tables": [table.card],
-    }  # fmt: skip
-    return card, [table]
+    return card_of([table], (DEVICE, BACKEND), (ORIGIN, PUBLISHED)), [table]
 
 
 def write_tpu(path: Path, folder: Path) -> Path:

@@ -13,7 +13,7 @@ from typing import Any
 
 import polars as pl
 
-from hwprofiles.calibration.profiles import write_profile
+from hwprofiles.calibration.profiles import card_of, write_profile
 from hwprofiles.calibration.tables import Fitted, fit_table
 from hwprofiles.errors import MoesaicError
 from hwprofiles.library import cluster_for
@@ -104,13 +104,7 @@ def fit_system(folder: Path, system: str) -> tuple[dict[str, Any], list[Fitted]]
     tables = [fit_table(read_products(folder, LLAMA_8B), {"dtype": "bf16"}, cluster, FILES[0])]
     keys: dict[str, str | None] = {"dtype": "bf16", "kv_dtype": "bf16"}
     tables += [fit_table(rows, keys, cluster, FILES[2]) for rows in attention]
-    card = {
-        "schema_version": 1, "device": SYSTEMS[system], "backend": BACKEND, "source": ORIGIN,
-        "date": PUBLISHED.isoformat(), "certainty": "measured",
-        "rows": sum(table.card["rows"] for table in tables), "dropped_rows": 0,
-        "tables": [table.card for table in tables],
-    }  # fmt: skip
-    return card, tables
+    return card_of(tables, (SYSTEMS[system], BACKEND), (ORIGIN, PUBLISHED)), tables
 
 
 def fit_all(root: Path, system: str, folder: Path) -> list[dict[str, Any]]:
